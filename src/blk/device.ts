@@ -1,0 +1,135 @@
+/**
+ * The virtio block device: configuration, cache mode and queues (VIRTIO 1.4 §5.2).
+ *
+ * @module
+ */
+
+import { after, type Completion, type Image } from "../image/image.ts";
+import type { Device, DeviceEvents } from "../virtio/device.ts";
+import { hasFeature } from "../virtio/features.ts";
+import { addCounters, newCounters, type Virtqueue, type VirtqueueCounters } from "../virtio/virtqueue/virtqueue.ts";
+import {
+  BLK_FEATURE_NAMES,
+  CONFIG_SIZE,
+  VIRTIO_BLK_F_CONFIG_WCE,
+  VIRTIO_BLK_F_FLUSH,
+  VIRTIO_BLK_F_MQ,
+  VIRTIO_ID_BLOCK,
+} from "./blk_layout.ts";
+import { BlkConfigSpace } from "./config_space.ts";
+import type { BlkContext } from "./execute.ts";
+import { type BlkOptions, blkOptions, offeredFeatures } from "./options.ts";
+import { type BlkObservers, BlkQueue } from "./queue.ts";
+
+/** A virtio block device on an image. */
+export class BlkDevice implements Device {
+  readonly deviceId = VIRTIO_ID_BLOCK;
+  readonly featureNames: Readonly<Record<number, string>> = BLK_FEATURE_NAMES;
+  readonly features: bigint;
+  readonly configSizeBytes = CONFIG_SIZE;
+  readonly options: BlkOptions;
+
+  readonly #context: BlkContext;
+  readonly #config: BlkConfigSpace;
+  readonly #queues: BlkQueue[];
+  #events: DeviceEvents | null = null;
+
+  /**
+   * @param image where the data is; the device never closes it
+   * @throws RangeError for an option that makes no sense
+   */
+  constructor(image: Image, options: Partial<BlkOptions> = {}, observers: BlkObservers = {}) {
+    const readOnly = image.readOnly || (options.readOnly ?? false);
+    this.options = blkOptions({ ...options, readOnly });
+    this.features = offeredFeatures(this.options);
+    this.#config = new BlkConfigSpace(this.options, this.features, image.sizeBytes);
+    this.#context = { image, options: this.options, features: 0n, writethrough: true };
+    this.#queues = Array.from(
+      { length: this.options.queues },
+      (_, index) =>
+        new BlkQueue(index, this.#context, observers, {
+          usedBuffer: () => this.#events?.usedBuffer(index),
+          needsReset: (violation) => this.#events?.needsReset(violation),
+        }),
+    );
+  }
+
+  queueSizes(features: bigint): readonly number[] {
+    // §5.2.2: there is one queue unless MQ was negotiated.
+    const count = hasFeature(features, VIRTIO_BLK_F_MQ) ? this.options.queues : 1;
+    return Array.from({ length: count }, () => this.options.queueSize);
+  }
+
+  get configGeneration(): number {
+    return this.#config.generation;
+  }
+
+  /** Requests in flight in all queues. */
+  get inFlightCount(): number {
+    return this.#queues.reduce((sum, queue) => sum + queue.inFlightCount, 0);
+  }
+
+  /** Whether a write is on stable storage before it completes. */
+  get writethrough(): boolean {
+    return this.#context.writethrough;
+  }
+
+  /** What all queues did since the device was made, resets included. */
+  get counters(): VirtqueueCounters {
+    return this.#queues.reduce((sum, queue) => addCounters(sum, queue.counters), newCounters());
+  }
+
+  readConfig(offset: number, target: Uint8Array): void {
+    this.#config.read(offset, target);
+  }
+
+  writeConfig(offset: number, source: Uint8Array): void {
+    // Only with CONFIG_WCE negotiated is there anything that a driver may write (§5.2.6.1).
+    if (!hasFeature(this.#context.features, VIRTIO_BLK_F_CONFIG_WCE)) return;
+    if (this.#config.write(offset, source)) this.#context.writethrough = !this.#config.writeback;
+  }
+
+  connect(events: DeviceEvents): void {
+    this.#events = events;
+  }
+
+  negotiated(features: bigint): void {
+    this.#context.features = features;
+    const flush = hasFeature(features, VIRTIO_BLK_F_FLUSH);
+    // A driver that cannot flush must not be left with a cache: §5.2.6.2 case 1, and with CONFIG_WCE §5.2.5.2.
+    const writeback = this.options.writeback && (flush || !this.options.flush);
+    this.#config.setWriteback(writeback);
+    this.#context.writethrough = !writeback;
+  }
+
+  startQueue(index: number, queue: Virtqueue): void {
+    this.#queues[index].start(queue);
+  }
+
+  kick(index: number): void {
+    this.#queues[index].run();
+  }
+
+  stopQueue(index: number): Completion {
+    return this.#queues[index].stop();
+  }
+
+  reset(): Completion {
+    let done: Completion = undefined;
+    for (const queue of this.#queues) {
+      const stopped = queue.stop();
+      done = after(done, () => stopped);
+    }
+    return after(done, () => {
+      this.#context.features = 0n;
+      this.#context.writethrough = true;
+      this.#config.setWriteback(this.options.writeback);
+    });
+  }
+
+  /** Says that the image has a new size: the capacity changes and the driver is told (§5.2.6.2). */
+  capacityChanged(): void {
+    this.#config.setCapacity(this.#context.image.sizeBytes);
+    this.#events?.configChanged();
+  }
+}

@@ -1,0 +1,275 @@
+/**
+ * One request queue at work: takes chains off the ring, runs requests, returns buffers, notifies once per batch.
+ *
+ * @module
+ */
+
+import { BlockError, type Completion } from "../image/image.ts";
+import type { TraceSink } from "../trace/events.ts";
+import type { Violation } from "../virtio/violation.ts";
+import { addCounters, newCounters, type Virtqueue, type VirtqueueCounters } from "../virtio/virtqueue/virtqueue.ts";
+import { statusName, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK } from "./blk_layout.ts";
+import { type BlkContext, execute } from "./execute.ts";
+import { BlkRequest } from "./request.ts";
+
+/** Who wants to know what the device does. */
+export interface BlkObservers {
+  /** Takes every stage of every request. */
+  trace?: TraceSink;
+  /** Takes failures of the host, which the guest sees only as S_IOERR. */
+  hostError?: (error: BlockError) => void;
+}
+
+/** What a queue tells its device. */
+export interface BlkQueueEvents {
+  usedBuffer(): void;
+  needsReset(violation: Violation): void;
+}
+
+/** A request queue of the block device. */
+export class BlkQueue {
+  readonly #index: number;
+  readonly #context: BlkContext;
+  readonly #observers: BlkObservers;
+  readonly #events: BlkQueueEvents;
+  /** Requests that are not in use. One is made only when more are in flight than ever before. */
+  readonly #free: BlkRequest[] = [];
+  #queue: Virtqueue | null = null;
+  /** What rings that are gone did. */
+  readonly #retired: VirtqueueCounters = newCounters();
+  #inFlight = 0;
+  #running = false;
+  #runAgain = false;
+  #publishScheduled = false;
+  /** Called when the last request in flight has ended. */
+  #onIdle: (() => void) | null = null;
+
+  constructor(index: number, context: BlkContext, observers: BlkObservers, events: BlkQueueEvents) {
+    this.#index = index;
+    this.#context = context;
+    this.#observers = observers;
+    this.#events = events;
+  }
+
+  /** What all rings of this queue did so far. */
+  get counters(): VirtqueueCounters {
+    const sum = addCounters(newCounters(), this.#retired);
+    return this.#queue === null ? sum : addCounters(sum, this.#queue.counters);
+  }
+
+  /** Requests that were started and have not ended. */
+  get inFlightCount(): number {
+    return this.#inFlight;
+  }
+
+  /** Takes a ring to work on. */
+  start(queue: Virtqueue): void {
+    this.#queue = queue;
+  }
+
+  /**
+   * Lets go of the ring at once; ends when no request is in flight any more. Until then the image may still be
+   * reading from or writing to guest memory, so the driver must not be told that it has its memory back.
+   */
+  stop(): Completion {
+    if (this.#queue !== null) addCounters(this.#retired, this.#queue.counters);
+    this.#queue = null;
+    if (this.#inFlight === 0) return;
+    return new Promise((resolve) => {
+      const before = this.#onIdle;
+      this.#onIdle = () => {
+        before?.();
+        resolve();
+      };
+    });
+  }
+
+  /** Runs everything that is available. */
+  run(): void {
+    // Completing a request can make the driver kick from within: note it, and let the outer call go on.
+    if (this.#running) {
+      this.#runAgain = true;
+      return;
+    }
+    this.#running = true;
+    try {
+      do {
+        this.#runAgain = false;
+        this.#drain();
+      } while (this.#runAgain);
+    } finally {
+      this.#running = false;
+    }
+  }
+
+  #drain(): void {
+    const queue = this.#queue;
+    if (queue === null || queue.violation !== null) return;
+    // While we look anyway, a notification would be an exit for nothing.
+    queue.disableNotifications();
+    do {
+      for (let request = this.#take(); queue.pop(request.chain); request = this.#take()) {
+        this.#startRequest(queue, request);
+        if (this.#queue !== queue || queue.violation !== null) break;
+      }
+      if (this.#queue !== queue) return;
+      if (queue.violation !== null) {
+        this.#broken(queue, queue.violation);
+        break;
+      }
+    } while (queue.enableNotifications());
+    this.#publish();
+  }
+
+  /** The request to pop the next chain into. It leaves the free list only when it is started. */
+  #take(): BlkRequest {
+    if (this.#free.length === 0) this.#free.push(new BlkRequest());
+    return this.#free[this.#free.length - 1];
+  }
+
+  #startRequest(queue: Virtqueue, request: BlkRequest): void {
+    this.#free.pop();
+    this.#inFlight++;
+    request.queue = this.#index;
+    const { trace } = this.#observers;
+    if (trace !== undefined) request.startedAt = performance.now();
+    const answerable = request.parse();
+    if (trace !== undefined) this.#traceStart(request);
+    if (!answerable) {
+      // Nothing can be told in-band, and the driver would take whatever its status byte held for our answer.
+      queue.violation = request.violation;
+      this.#end(request);
+      return;
+    }
+    if (request.violation !== null) {
+      this.#finish(queue, request);
+      return;
+    }
+    let completion: Completion = undefined;
+    try {
+      completion = execute(request, this.#context);
+    } catch (error) {
+      this.#fail(request, error);
+    }
+    if (completion === undefined) this.#finish(queue, request);
+    else this.#finishLater(queue, request, completion);
+  }
+
+  #finishLater(queue: Virtqueue, request: BlkRequest, completion: Promise<void>): void {
+    completion
+      .catch((error) => this.#fail(request, error))
+      .then(() => {
+        this.#finish(queue, request);
+        // Requests that end in the same turn of the event loop share one notification.
+        if (this.#publishScheduled) return;
+        this.#publishScheduled = true;
+        queueMicrotask(() => {
+          this.#publishScheduled = false;
+          this.#publish();
+        });
+      });
+  }
+
+  #fail(request: BlkRequest, error: unknown): void {
+    // Anything but a BlockError is a bug of ours: crash loudly.
+    if (!(error instanceof BlockError)) throw error;
+    request.status = VIRTIO_BLK_S_IOERR;
+    this.#observers.hostError?.(error);
+    this.#observers.trace?.({
+      event: "host-error",
+      queue: this.#index,
+      head: request.chain.head,
+      message: error.message,
+    });
+  }
+
+  #finish(queue: Virtqueue, request: BlkRequest): void {
+    // After a reset the memory is the driver's again: nothing is written, nobody is told.
+    if (this.#queue === queue) {
+      // What a failed read left behind is not data.
+      if (request.status !== VIRTIO_BLK_S_OK) request.outputFilled = 0;
+      const bytesWritten = request.finish();
+      if (this.#observers.trace !== undefined) this.#traceEnd(request, bytesWritten);
+      queue.push(request.chain, bytesWritten);
+    }
+    this.#end(request);
+  }
+
+  #end(request: BlkRequest): void {
+    this.#free.push(request);
+    if (--this.#inFlight === 0 && this.#onIdle !== null) {
+      const onIdle = this.#onIdle;
+      this.#onIdle = null;
+      onIdle();
+    }
+  }
+
+  #publish(): void {
+    const queue = this.#queue;
+    if (queue === null) return;
+    const before = queue.counters.pushed;
+    const published = queue.counters.published;
+    const wanted = queue.publish();
+    if (before !== published) {
+      this.#observers.trace?.({ event: "call", queue: this.#index, buffers: before - published, sent: wanted });
+    }
+    if (wanted) this.#events.usedBuffer();
+  }
+
+  #broken(queue: Virtqueue, violation: Violation): void {
+    const chain = this.#take().chain;
+    this.#observers.trace?.({
+      event: "violation",
+      queue: this.#index,
+      consequence: "device needs reset",
+      violation,
+      descriptors: chain.descriptors,
+    });
+    // What was completed before is returned before the driver is told.
+    if (queue.publish()) this.#events.usedBuffer();
+    this.#events.needsReset(violation);
+  }
+
+  #traceStart(request: BlkRequest): void {
+    const trace = this.#observers.trace!;
+    const { chain } = request;
+    const queue = this.#index;
+    const { head, descriptors } = chain;
+    trace({
+      event: "chain",
+      queue,
+      head,
+      readableBytes: chain.readable.byteLength,
+      writableBytes: chain.writable.byteLength,
+      descriptors,
+    });
+    if (request.violation !== null) return;
+    const isRead = request.kind === "read";
+    const lengthBytes = isRead ? request.output.byteLength : request.input.byteLength;
+    const { kind, type, offset } = request;
+    trace({ event: "request", queue, head, kind, type, offset, lengthBytes });
+    const inside = offset + lengthBytes <= this.#context.image.sizeBytes;
+    if ((isRead || kind === "write") && inside) {
+      trace({ event: "extents", queue, head, extents: this.#context.image.map(offset, lengthBytes) });
+    }
+  }
+
+  #traceEnd(request: BlkRequest, bytesWritten: number): void {
+    const trace = this.#observers.trace!;
+    const queue = this.#index;
+    const { head, descriptors } = request.chain;
+    if (request.violation !== null) {
+      trace({
+        event: "violation",
+        queue,
+        head,
+        consequence: "request failed",
+        violation: request.violation,
+        descriptors,
+      });
+    }
+    const microseconds = Math.round((performance.now() - request.startedAt) * 1000);
+    trace({ event: "status", queue, head, status: request.status, name: statusName(request.status), microseconds });
+    trace({ event: "used", queue, head, bytesWritten });
+  }
+}

@@ -1,0 +1,413 @@
+/**
+ * A virtio block driver (the driver's half of VIRTIO 1.4 §5.2): request slots, queues, interrupts.
+ *
+ * It allocates nothing per request, and calls back; `Guest` puts promises on top.
+ *
+ * @module
+ */
+
+import {
+  CONFIG_FIELDS,
+  configField,
+  type ConfigFieldName,
+  HEADER_SIZE,
+  VIRTIO_BLK_F_BLK_SIZE,
+  VIRTIO_BLK_F_CONFIG_WCE,
+  VIRTIO_BLK_F_DISCARD,
+  VIRTIO_BLK_F_FLUSH,
+  VIRTIO_BLK_F_GEOMETRY,
+  VIRTIO_BLK_F_LIFETIME,
+  VIRTIO_BLK_F_MQ,
+  VIRTIO_BLK_F_RO,
+  VIRTIO_BLK_F_SECURE_ERASE,
+  VIRTIO_BLK_F_SEG_MAX,
+  VIRTIO_BLK_F_SIZE_MAX,
+  VIRTIO_BLK_F_TOPOLOGY,
+  VIRTIO_BLK_F_WRITE_ZEROES,
+  VIRTIO_ID_BLOCK,
+} from "../blk/blk_layout.ts";
+import type { TraceSink } from "../trace/events.ts";
+import { type RegisterWindow, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING } from "../transport/mmio/mmio_layout.ts";
+import {
+  featureSet,
+  hasFeature,
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_RING_RESET,
+  VIRTIO_F_VERSION_1,
+} from "../virtio/features.ts";
+import { VIRTIO_CONFIG_S_NEEDS_RESET } from "../virtio/status_layout.ts";
+import type { GuestAllocator } from "./allocator.ts";
+import type { BufferElement, DriverQueue, RawDescriptor } from "./driver_queue.ts";
+import { MmioProbe, ProbeError } from "./mmio_probe.ts";
+import { PackedDriverQueue } from "./packed_driver_queue.ts";
+import { SplitDriverQueue } from "./split_driver_queue.ts";
+
+/** The features that this driver knows how to use. */
+const UNDERSTOOD = featureSet(
+  VIRTIO_F_VERSION_1,
+  VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_RING_RESET,
+  VIRTIO_BLK_F_SIZE_MAX,
+  VIRTIO_BLK_F_SEG_MAX,
+  VIRTIO_BLK_F_GEOMETRY,
+  VIRTIO_BLK_F_RO,
+  VIRTIO_BLK_F_BLK_SIZE,
+  VIRTIO_BLK_F_FLUSH,
+  VIRTIO_BLK_F_TOPOLOGY,
+  VIRTIO_BLK_F_CONFIG_WCE,
+  VIRTIO_BLK_F_MQ,
+  VIRTIO_BLK_F_DISCARD,
+  VIRTIO_BLK_F_WRITE_ZEROES,
+  VIRTIO_BLK_F_LIFETIME,
+  VIRTIO_BLK_F_SECURE_ERASE,
+);
+
+/** Choices of the driver. */
+export interface BlockDriverOptions {
+  /** Features to decline although the device offers them. Default: none. */
+  decline?: bigint;
+  /** Largest queue to set up; the device may allow less. Default: 256. */
+  queueSize?: number;
+  /** Put requests into indirect tables when that was negotiated. Default: true. */
+  useIndirect?: boolean;
+  /** Take no interrupts by itself: `poll` and `handleInterrupt` are called by hand. Default: false. */
+  manualInterrupts?: boolean;
+  /** Takes kicks and interrupts. */
+  trace?: TraceSink;
+}
+
+/** Why a request has no status byte. */
+export const NO_STATUS = -1;
+/** The device was reset, or needs to be, while the request was in flight. */
+export const LOST = -2;
+
+/** Marks a slot that is not in flight. */
+const IDLE = () => {};
+
+/** A request slot: memory for a header and a status byte, and the list of elements. Reused. */
+export class RequestSlot {
+  readonly index: number;
+  /** Guest-physical address of the 16 bytes of the header. */
+  readonly headerAddress: number;
+  /** Guest-physical address of the status byte. */
+  readonly statusAddress: number;
+  readonly elements: BufferElement[];
+  /** Request type, as `begin` wrote it; -1 for a chain made by hand. */
+  type = -1;
+  count = 0;
+  /** Device-writable bytes of all elements. */
+  writableBytes = 0;
+  /** After completion: the status byte, or `NO_STATUS` or `LOST`. */
+  status = 0;
+  /** After completion: the used length. */
+  usedLength = 0;
+  /** The queue that it was submitted to. */
+  queue = 0;
+  /** Called when the request has ended; `IDLE` while the slot is not in flight. */
+  done: (slot: RequestSlot) => void = IDLE;
+  /** When it was submitted, in milliseconds. */
+  submittedAt = 0;
+  /** A chain made by hand, instead of `elements`. */
+  raw: { descriptors: readonly RawDescriptor[]; indirect: boolean } | null = null;
+
+  constructor(index: number, headerAddress: number) {
+    this.index = index;
+    this.headerAddress = headerAddress;
+    this.statusAddress = headerAddress + HEADER_SIZE;
+    this.elements = [{ address: headerAddress, length: HEADER_SIZE, writable: false }];
+  }
+
+  /** Adds a data element, in front of the status byte. */
+  addData(address: number, length: number, writable: boolean): void {
+    this.addElement(address, length, writable);
+  }
+
+  /** Adds an element of any kind. */
+  addElement(address: number, length: number, writable: boolean): void {
+    const element = this.elements[this.count];
+    if (element === undefined) {
+      this.elements.push({ address, length, writable });
+    } else {
+      element.address = address;
+      element.length = length;
+      element.writable = writable;
+    }
+    this.count++;
+    if (writable) this.writableBytes += length;
+  }
+}
+
+/** A block driver on a virtio-mmio register window. */
+export class BlockDriver {
+  /** The register window with the driver's procedures, for whoever wants to try something else. */
+  readonly registers: MmioProbe;
+  readonly allocator: GuestAllocator;
+  /** The negotiated features. */
+  features = 0n;
+  /** Called after the device said that its configuration changed. */
+  onConfigChange: () => void = () => {};
+  /** Called after each completion, for statistics. */
+  onComplete: ((slot: RequestSlot) => void) | null = null;
+
+  readonly #options: BlockDriverOptions;
+  readonly #slots: RequestSlot[] = [];
+  readonly #free: RequestSlot[] = [];
+  #queues: DriverQueue[] = [];
+  /** By queue: requests that wait for free descriptors. */
+  #waiting: RequestSlot[][] = [];
+  #inFlight = 0;
+  #needsReset = false;
+
+  constructor(window: RegisterWindow, allocator: GuestAllocator, options: BlockDriverOptions = {}) {
+    this.registers = new MmioProbe(window);
+    this.allocator = allocator;
+    this.#options = options;
+  }
+
+  /** The queues in use. */
+  get queues(): readonly DriverQueue[] {
+    return this.#queues;
+  }
+
+  /** Requests submitted and not completed. */
+  get inFlightCount(): number {
+    return this.#inFlight;
+  }
+
+  /** Whether the device said that it needs a reset. */
+  get needsReset(): boolean {
+    return this.#needsReset;
+  }
+
+  /**
+   * Finds the device, negotiates and sets all queues up (§3.1.1).
+   *
+   * @throws ProbeError
+   */
+  async start(): Promise<void> {
+    const id = this.registers.identify();
+    if (id !== VIRTIO_ID_BLOCK) throw new ProbeError(`device ID ${id} is not a block device`);
+    await this.registers.reset();
+    this.#needsReset = false;
+    const { decline = 0n, queueSize = 256 } = this.#options;
+    this.features = this.registers.negotiate((offered) => offered & UNDERSTOOD & ~decline);
+    const count = hasFeature(this.features, VIRTIO_BLK_F_MQ) ? this.readConfig("num_queues") : 1;
+    for (let index = 0; index < count; index++) {
+      const sizeMax = this.registers.queueSizeMax(index);
+      if (sizeMax === 0) throw new ProbeError(`the device has no queue ${index}`);
+      this.#addQueue(index, Math.min(sizeMax, queueSize));
+    }
+    this.registers.goLive();
+  }
+
+  /** Resets the device; requests in flight end with `LOST`. The device is not usable until `start`. */
+  async stop(): Promise<void> {
+    await this.registers.reset();
+    this.#loseAll();
+    for (const queue of this.#queues) queue.release();
+    this.#queues = [];
+    this.#waiting = [];
+  }
+
+  /** Resets one queue (§2.6.1) and sets it up again, with another size if given. Its requests in flight end with `LOST`. */
+  async resetQueue(index: number, size: number = this.#queues[index].size): Promise<void> {
+    await this.registers.resetQueue(index);
+    for (const slot of this.#slots) if (slot.queue === index) this.#lose(slot);
+    this.#waiting[index] = [];
+    this.#queues[index].release();
+    this.#addQueue(index, size);
+  }
+
+  /** A free request slot with an empty element list. */
+  take(): RequestSlot {
+    const slot = this.#free.pop() ?? this.#newSlot();
+    slot.count = 0;
+    slot.writableBytes = 0;
+    slot.type = -1;
+    slot.raw = null;
+    slot.queue = 0;
+    return slot;
+  }
+
+  /** Begins a request in `slot`: writes the header and makes it the first element. */
+  begin(slot: RequestSlot, type: number, sector: number): void {
+    const { view, guestAddress } = this.allocator.ram;
+    const at = slot.headerAddress - guestAddress;
+    slot.type = type;
+    view.setUint32(at, type, true);
+    view.setUint32(at + 4, 0, true);
+    view.setUint32(at + 8, sector >>> 0, true);
+    view.setUint32(at + 12, Math.floor(sector / 0x1_0000_0000), true);
+    slot.addElement(slot.headerAddress, HEADER_SIZE, false);
+  }
+
+  /** Ends a request in `slot`: makes the status byte the last element. */
+  end(slot: RequestSlot): void {
+    // A value that no device sends, so that a status that was never written shows.
+    this.allocator.ram.bytes[slot.statusAddress - this.allocator.ram.guestAddress] = 0xff;
+    slot.addElement(slot.statusAddress, 1, true);
+  }
+
+  /**
+   * Hands a request to the device; it sees it after the next `kick`. `done` is called with the slot when it has
+   * ended, after which the slot is free again.
+   */
+  submit(slot: RequestSlot, queue: number, done: (slot: RequestSlot) => void): void {
+    slot.queue = queue;
+    slot.done = done;
+    slot.status = 0;
+    this.#inFlight++;
+    if (this.onComplete !== null) slot.submittedAt = performance.now();
+    if (this.#waiting[queue].length > 0 || !this.#place(slot)) this.#waiting[queue].push(slot);
+  }
+
+  /** Makes everything submitted to `queue` available, and notifies the device if it wants to be. */
+  kick(queue: number): void {
+    const ring = this.#queues[queue];
+    const before = this.#options.trace === undefined ? 0 : ring.addedCount;
+    const wanted = ring.publish();
+    if (before > 0) this.#options.trace?.({ event: "kick", queue, buffers: before, sent: wanted });
+    if (wanted) this.notify(queue);
+  }
+
+  /** Notifies the device of `queue`, wanted or not. */
+  notify(queue: number): void {
+    const data = hasFeature(this.features, VIRTIO_F_NOTIFICATION_DATA);
+    this.registers.write("QueueNotify", data ? ((this.#queues[queue].position << 16) | queue) >>> 0 : queue);
+  }
+
+  /** The interrupt handler. */
+  handleInterrupt(): void {
+    const reason = this.registers.read("InterruptStatus");
+    if (reason === 0) return;
+    // Acknowledged first: what happens from here on raises the line again.
+    this.registers.write("InterruptACK", reason & (VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG));
+    const usedBuffer = (reason & VIRTIO_MMIO_INT_VRING) !== 0;
+    const configChange = (reason & VIRTIO_MMIO_INT_CONFIG) !== 0;
+    this.#options.trace?.({ event: "interrupt", usedBuffer, configChange });
+    // §4.2.3.4.1: one line for all queues.
+    if (usedBuffer) this.poll();
+    if (configChange) this.#configChanged();
+  }
+
+  /** Takes back all used buffers, interrupt or not. */
+  poll(): void {
+    for (let index = 0; index < this.#queues.length; index++) {
+      const queue = this.#queues[index];
+      do {
+        queue.disableInterrupts();
+        for (let token = queue.take(); token >= 0; token = queue.take()) {
+          const slot = this.#slots[token];
+          slot.usedLength = queue.usedLength;
+          this.#complete(slot);
+        }
+        // A completion can reset the device, and this queue with it.
+        if (this.#queues[index] !== queue) return;
+      } while (queue.enableInterrupts());
+      this.#placeWaiting(index);
+    }
+  }
+
+  /** Reads a field of the configuration space. */
+  readConfig(name: ConfigFieldName): number {
+    const { offset, width } = configField(name);
+    return this.registers.consistently(() => this.registers.readConfig(offset, width));
+  }
+
+  /** Reads every field of the configuration space that exists, by name. */
+  readAllConfig(): Partial<Record<ConfigFieldName, number>> {
+    return this.registers.consistently(() => {
+      const entries = CONFIG_FIELDS
+        .filter((field) => !("feature" in field) || hasFeature(this.features, field.feature))
+        .map(({ name, offset, width }) => [name, this.registers.readConfig(offset, width)]);
+      return Object.fromEntries(entries);
+    });
+  }
+
+  #addQueue(index: number, size: number): void {
+    const options = {
+      size,
+      eventIdx: hasFeature(this.features, VIRTIO_F_EVENT_IDX),
+      inOrder: hasFeature(this.features, VIRTIO_F_IN_ORDER),
+      indirect: hasFeature(this.features, VIRTIO_F_INDIRECT_DESC) && (this.#options.useIndirect ?? true),
+    };
+    const queue = hasFeature(this.features, VIRTIO_F_RING_PACKED)
+      ? new PackedDriverQueue(this.allocator, options)
+      : new SplitDriverQueue(this.allocator, options);
+    this.registers.setUpQueue(index, size, queue.addresses);
+    this.#queues[index] = queue;
+    this.#waiting[index] = [];
+  }
+
+  #newSlot(): RequestSlot {
+    const slot = new RequestSlot(this.#slots.length, this.allocator.allocate(HEADER_SIZE + 1));
+    this.#slots.push(slot);
+    return slot;
+  }
+
+  #place(slot: RequestSlot): boolean {
+    const queue = this.#queues[slot.queue];
+    if (slot.raw !== null) return queue.addRaw(slot.raw.descriptors, slot.raw.indirect, slot.index);
+    if (queue.slotsFor(slot.count) > queue.size) {
+      throw new RangeError(`a request of ${slot.count} elements does not fit a queue of ${queue.size}`);
+    }
+    return queue.add(slot.elements, slot.count, slot.index);
+  }
+
+  #placeWaiting(index: number): void {
+    const waiting = this.#waiting[index];
+    if (waiting.length === 0) return;
+    let placed = 0;
+    while (placed < waiting.length && this.#place(waiting[placed])) placed++;
+    if (placed === 0) return;
+    waiting.splice(0, placed);
+    this.kick(index);
+  }
+
+  #complete(slot: RequestSlot): void {
+    // §2.7.8.3: nothing is known of bytes beyond the used length, the status byte included.
+    const { ram } = this.allocator;
+    const known = slot.usedLength >= slot.writableBytes;
+    const status = ram.bytes[slot.statusAddress - ram.guestAddress];
+    slot.status = known && status !== 0xff ? status : NO_STATUS;
+    this.#release(slot);
+  }
+
+  #release(slot: RequestSlot): void {
+    this.#inFlight--;
+    this.onComplete?.(slot);
+    const { done } = slot;
+    slot.done = IDLE;
+    done(slot);
+    this.#free.push(slot);
+  }
+
+  #configChanged(): void {
+    if (this.registers.read("Status") & VIRTIO_CONFIG_S_NEEDS_RESET) {
+      this.#needsReset = true;
+      // §2.1.1: completion of what is in flight can't be relied on any more.
+      this.#loseAll();
+    }
+    this.onConfigChange();
+  }
+
+  #loseAll(): void {
+    for (const slot of this.#slots) this.#lose(slot);
+    this.#waiting = this.#waiting.map(() => []);
+  }
+
+  #lose(slot: RequestSlot): void {
+    if (slot.done === IDLE) return;
+    slot.status = LOST;
+    slot.usedLength = 0;
+    this.#release(slot);
+  }
+}

@@ -1,0 +1,54 @@
+/**
+ * A disk image: guest offsets mapped to places in a storage. What the block device, the commands and the traces
+ * see of raw and qcow2 alike.
+ *
+ * @module
+ */
+
+import type { SegmentList } from "../memory/segment_list.ts";
+import type { Completion } from "../storage/storage.ts";
+
+// An image ends its operations, and fails, as its storage does; whoever uses images need not know storages.
+export { BlockError } from "../storage/block_error.ts";
+export { after, type Completion } from "../storage/storage.ts";
+
+/** Disks are measured in sectors of 512 bytes, whatever their block size. */
+export const SECTOR_BYTES = 512;
+
+/** Where a run of guest bytes is. */
+export interface Extent {
+  /** Offset on the disk, in bytes. */
+  readonly guestOffset: number;
+  readonly lengthBytes: number;
+  /** `data`: stored at `hostOffset`. `zero`: reads as zeros and occupies nothing. */
+  readonly kind: "data" | "zero";
+  /** Offset in the storage, for `data`. */
+  readonly hostOffset?: number;
+}
+
+/** A disk image. Callers keep ranges inside `sizeBytes`. */
+export interface Image {
+  /** Name for messages: the path as the user gave it. */
+  readonly name: string;
+  /** `"raw"`; later others. */
+  readonly format: string;
+  readonly readOnly: boolean;
+  /** Size of the disk, in bytes: a multiple of 512. */
+  readonly sizeBytes: number;
+  /** Fills `into` with the disk's bytes at `offset`. */
+  read(offset: number, into: SegmentList): Completion;
+  /** Writes the bytes of `from` at `offset`. */
+  write(offset: number, from: SegmentList): Completion;
+  /** Ends when everything written so far is on stable storage. */
+  flush(): Completion;
+  /** Makes a range read as zeros. */
+  writeZeroes(offset: number, lengthBytes: number, mayUnmap: boolean): Completion;
+  /** Says that the contents of a range are not needed any more. */
+  discard(offset: number, lengthBytes: number): Completion;
+  /** Where the bytes of a range are, in order and without gaps. */
+  map(offset: number, lengthBytes: number): Extent[];
+  /** Changes the size of the disk; new bytes read as zeros. */
+  resize(sizeBytes: number): Completion;
+  /** Releases the image. Does not flush. */
+  close(): void;
+}

@@ -1,0 +1,105 @@
+/**
+ * From what the user called an image to an open image: name, format, storage.
+ *
+ * @module
+ */
+
+import { SegmentList } from "../memory/segment_list.ts";
+import { BlockError } from "../storage/block_error.ts";
+import { DenoFileStorage } from "../storage/deno_file.ts";
+import { MemoryStorage } from "../storage/memory.ts";
+import { OverlayStorage } from "../storage/overlay.ts";
+import type { Storage } from "../storage/storage.ts";
+import type { Image } from "./image.ts";
+import { RawImage } from "./raw/raw_image.ts";
+import { parseSize } from "./size.ts";
+
+/** How to open an image. */
+export interface OpenOptions {
+  /** Name of the format; found out when not given. */
+  format?: string;
+  /** Open for reading only. Default: false. */
+  readOnly?: boolean;
+  /** Keep all writes in memory and forget them at the end. Default: false. */
+  snapshot?: boolean;
+  /** Take no lock. Default: false. */
+  share?: boolean;
+}
+
+/** Formats by what their first bytes look like: offset, bytes. */
+const MAGICS: readonly (readonly [format: string, offset: number, magic: string])[] = [
+  ["qcow2", 0, "QFI\xfb"],
+  ["qed", 0, "QED\0"],
+  ["vmdk", 0, "KDMV"],
+  ["vmdk", 0, "COWD"],
+  ["vmdk", 0, "# Disk DescriptorFile"],
+  ["vdi", 64, "\x7f\x10\xda\xbe"],
+  ["vhdx", 0, "vhdxfile"],
+  ["vpc", 0, "conectix"],
+  ["parallels", 0, "WithoutFreeSpace"],
+  ["parallels", 0, "WithouFreSpacExt"],
+  ["luks", 0, "LUKS\xba\xbe"],
+  ["bochs", 0, "Bochs Virtual HD Image"],
+];
+
+const PROBE_BYTES = 128;
+
+/**
+ * Opens an image: a path, or `mem:SIZE` for a disk in memory that starts as zeros.
+ *
+ * @throws BlockError
+ */
+export async function openImage(name: string, options: OpenOptions = {}): Promise<Image> {
+  const { format } = options;
+  if (format !== undefined && format !== "raw") throw refusedFormat(name, format, "asked for");
+  const storage = openStorage(name, options);
+  try {
+    if (format === undefined) {
+      const found = await probe(storage);
+      if (found !== "raw") throw refusedFormat(name, found, "found");
+    }
+    return new RawImage(storage);
+  } catch (error) {
+    storage.close();
+    throw error;
+  }
+}
+
+function openStorage(name: string, options: OpenOptions): Storage {
+  if (name.startsWith("mem:")) {
+    const size = parseSize(name.slice(4));
+    if (typeof size !== "number") {
+      throw new BlockError({
+        kind: "invalid",
+        path: name,
+        operation: "open",
+        reason: size === "too-large" ? "The size is too large" : "The size is not a number",
+        hint: "write it as in mem:64M",
+      });
+    }
+    return new MemoryStorage(size, { name, readOnly: options.readOnly });
+  }
+  if (!options.snapshot) return DenoFileStorage.open(name, options);
+  return new OverlayStorage(DenoFileStorage.open(name, { ...options, readOnly: true }), options.readOnly);
+}
+
+/** The format that the first bytes belong to; `"raw"` when to none that is known. */
+async function probe(storage: Storage): Promise<string> {
+  const bytes = new Uint8Array(Math.min(PROBE_BYTES, storage.sizeBytes));
+  await storage.read(0, SegmentList.over(bytes));
+  const text = String.fromCharCode(...bytes);
+  return MAGICS.find(([, offset, magic]) => text.startsWith(magic, offset))?.[0] ?? "raw";
+}
+
+function refusedFormat(path: string, format: string, how: "asked for" | "found"): BlockError {
+  const known = MAGICS.some(([name]) => name === format);
+  return new BlockError({
+    kind: "unsupported",
+    path,
+    operation: "open",
+    reason: known ? `The image's format is ${format}, which vblk does not read` : `Unknown driver '${format}'`,
+    hint: how === "found"
+      ? `convert it with 'qemu-img convert -O raw', or give -f raw to see its bytes as they are`
+      : "vblk reads raw images: give -f raw, or convert it with 'qemu-img convert -O raw'",
+  });
+}

@@ -1,0 +1,55 @@
+/**
+ * vblk: a virtio block device that a person can drive, understand and trust.
+ *
+ * @example Write to a disk through a virtqueue, and read it back
+ * ```ts
+ * import { attach } from "@vblk/vblk";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const machine = await attach("mem:1M");
+ * await machine.guest.write(4096, new TextEncoder().encode("hello"));
+ * await machine.guest.flush();
+ * assertEquals(new TextDecoder().decode(await machine.guest.read(4096, 5)), "hello");
+ * await machine.close();
+ * ```
+ *
+ * @module
+ */
+
+export * from "./attach.ts";
+export * from "./machine.ts";
+export * from "./statistics.ts";
+export * from "./blk/device.ts";
+export { BLK_DEFAULTS, type BlkOptions, type Lifetime } from "./blk/options.ts";
+export type { BlkObservers } from "./blk/queue.ts";
+export { BLK_FEATURE_NAMES, CONFIG_FIELDS, type ConfigField, type ConfigFieldName } from "./blk/blk_layout.ts";
+export * from "./guest/allocator.ts";
+export { BlockDriver, type BlockDriverOptions, LOST, NO_STATUS, RequestSlot } from "./guest/block_driver.ts";
+export * from "./guest/driver_queue.ts";
+export * from "./guest/guest.ts";
+export * from "./guest/mmio_probe.ts";
+export * from "./guest/packed_driver_queue.ts";
+export * from "./guest/split_driver_queue.ts";
+export * from "./image/image.ts";
+export * from "./image/open.ts";
+export * from "./image/raw/raw_image.ts";
+export * from "./memory/guest_memory.ts";
+export * from "./memory/region.ts";
+export * from "./memory/segment_list.ts";
+export * from "./storage/block_error.ts";
+export * from "./storage/deno_file.ts";
+export * from "./storage/fault.ts";
+export * from "./storage/memory.ts";
+export * from "./storage/overlay.ts";
+export type { Storage } from "./storage/storage.ts";
+export * from "./trace/events.ts";
+export * from "./trace/histogram.ts";
+export * from "./transport/mmio/mmio_layout.ts";
+export * from "./transport/mmio/mmio_transport.ts";
+export * from "./virtio/device.ts";
+export * from "./virtio/features.ts";
+export * from "./virtio/violation.ts";
+export * from "./virtio/virtqueue/chain.ts";
+export { PackedVirtqueue } from "./virtio/virtqueue/packed_virtqueue.ts";
+export { SplitVirtqueue } from "./virtio/virtqueue/split_virtqueue.ts";
+export { Virtqueue, type VirtqueueConfig, type VirtqueueCounters } from "./virtio/virtqueue/virtqueue.ts";

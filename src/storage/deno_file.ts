@@ -1,0 +1,230 @@
+/**
+ * Bytes in a file or block device, through Deno's portable file API: no FFI, no permission but read and write.
+ *
+ * All data operations are synchronous. Deno's asynchronous file operations share one file position and take turns
+ * on one lock, so they could not overlap anyway, and each would cost a thread switch.
+ *
+ * The API has no fallocate: a hole cannot be punched. To keep sparse files sparse, zeros are written only
+ * where the file does not read as zeros already.
+ *
+ * @module
+ */
+
+import { SegmentList } from "../memory/segment_list.ts";
+import { BlockError, type BlockOperation } from "./block_error.ts";
+import type { Completion, Storage } from "./storage.ts";
+
+/** How to open a file. */
+export interface DenoFileOptions {
+  /** Open for reading only. Default: false. */
+  readOnly?: boolean;
+  /** Take no lock (`-U` in qemu-io). Default: false. */
+  share?: boolean;
+}
+
+const ZERO_CHUNK_BYTES = 1 << 20;
+
+/** Where Deno has it (2.9; not in 2.4): a lock that is refused rather than waited for. */
+interface TryLock {
+  tryLockSync?(exclusive?: boolean): boolean;
+}
+
+/** A file or block device. */
+export class DenoFileStorage implements Storage {
+  readonly name: string;
+  readonly readOnly: boolean;
+  readonly #file: Deno.FsFile;
+  /** Block devices cannot be extended. */
+  readonly #fixedSize: boolean;
+  /** Where the file's position is, so that sequential access need not seek; -1 when unknown. */
+  #position = -1;
+  #closed = false;
+
+  private constructor(name: string, file: Deno.FsFile, readOnly: boolean, fixedSize: boolean) {
+    this.name = name;
+    this.readOnly = readOnly;
+    this.#file = file;
+    this.#fixedSize = fixedSize;
+  }
+
+  /**
+   * Opens a file or block device, and takes an advisory lock on it: exclusive for writing, shared for reading, so
+   * that nobody writes what somebody else uses.
+   *
+   * @throws BlockError
+   */
+  static open(path: string, options: DenoFileOptions = {}): DenoFileStorage {
+    const readOnly = options.readOnly ?? false;
+    let file: Deno.FsFile | undefined;
+    try {
+      file = Deno.openSync(path, { read: true, write: !readOnly });
+      const stat = file.statSync();
+      if (stat.isDirectory) throw new BlockError({ kind: "is-directory", path, operation: "open" });
+      if (!stat.isFile && !stat.isBlockDevice) {
+        throw new BlockError({
+          kind: "unsupported",
+          path,
+          operation: "open",
+          reason: "Neither a regular file nor a block device",
+        });
+      }
+      if (!options.share) lock(file, path, readOnly);
+      return new DenoFileStorage(path, file, readOnly, stat.isBlockDevice === true);
+    } catch (error) {
+      file?.close();
+      throw BlockError.from(error, { path, operation: "open", hint: openHint(error, path, readOnly) });
+    }
+  }
+
+  get sizeBytes(): number {
+    // Asked of the file each time: it is the only way to notice that somebody truncated it.
+    return this.#attempt("probe", 0, () => {
+      this.#position = -1;
+      return this.#file.seekSync(0, Deno.SeekMode.End);
+    });
+  }
+
+  read(offset: number, into: SegmentList): Completion {
+    this.#attempt("read", offset, () => {
+      this.#seek(offset);
+      for (let i = 0; i < into.count; i++) {
+        const view = into.viewOf(i);
+        for (let done = 0; done < view.byteLength;) {
+          const count = this.#file.readSync(done === 0 ? view : view.subarray(done));
+          if (count === null) {
+            throw new BlockError({ kind: "truncated", path: this.name, operation: "read", offset });
+          }
+          done += count;
+        }
+        this.#position += view.byteLength;
+      }
+    });
+  }
+
+  write(offset: number, from: SegmentList): Completion {
+    this.#attempt("write", offset, () => {
+      this.#seek(offset);
+      for (let i = 0; i < from.count; i++) {
+        const view = from.viewOf(i);
+        for (let done = 0; done < view.byteLength;) {
+          done += this.#file.writeSync(done === 0 ? view : view.subarray(done));
+        }
+        this.#position += view.byteLength;
+      }
+    });
+  }
+
+  flush(): Completion {
+    this.#attempt("flush", undefined, () => this.#file.syncDataSync());
+  }
+
+  zero(offset: number, lengthBytes: number): Completion {
+    this.#attempt("zero", offset, () => this.#writeZeros(offset, lengthBytes));
+  }
+
+  /** Writes zeros where there are none: with no way to free the space, that is what a reader expects to find. */
+  discard(offset: number, lengthBytes: number): Completion {
+    const end = Math.min(offset + lengthBytes, this.sizeBytes);
+    if (offset >= end) return;
+    this.#attempt("discard", offset, () => this.#writeZeros(offset, end - offset));
+  }
+
+  truncate(sizeBytes: number): Completion {
+    this.#attempt("resize", undefined, () => {
+      if (this.#fixedSize) {
+        throw new BlockError({
+          kind: "unsupported",
+          path: this.name,
+          operation: "resize",
+          reason: "A block device has a fixed size",
+        });
+      }
+      this.#position = -1;
+      this.#file.truncateSync(sizeBytes);
+    });
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#file.close();
+  }
+
+  #writeZeros(offset: number, lengthBytes: number): void {
+    const size = this.sizeBytes;
+    const end = offset + lengthBytes;
+    const found = new Uint8Array(Math.min(ZERO_CHUNK_BYTES, lengthBytes));
+    const zeros = new Uint8Array(found.byteLength);
+    for (let at = offset; at < Math.min(end, size);) {
+      const take = Math.min(found.byteLength, Math.min(end, size) - at);
+      this.read(at, SegmentList.over(found.subarray(0, take)));
+      // Only the blocks that hold something: a file system allocates what is written, even zeros.
+      for (let from = 0; from < take;) {
+        const to = Math.min(take, from + PAGE - ((at + from) % PAGE));
+        if (!isZero(found, from, to)) this.write(at + from, SegmentList.over(zeros.subarray(0, to - from)));
+        from = to;
+      }
+      at += take;
+    }
+    if (end > size && !this.#fixedSize) {
+      this.#position = -1;
+      this.#file.truncateSync(end);
+    }
+  }
+
+  #seek(offset: number): void {
+    if (this.#position === offset) return;
+    this.#position = -1;
+    this.#file.seekSync(offset, Deno.SeekMode.Start);
+    this.#position = offset;
+  }
+
+  #attempt<T>(operation: BlockOperation, offset: number | undefined, action: () => T): T {
+    if (this.#closed) throw new BlockError({ kind: "closed", path: this.name, operation, offset });
+    try {
+      return action();
+    } catch (error) {
+      this.#position = -1;
+      throw BlockError.from(error, { path: this.name, operation, offset });
+    }
+  }
+}
+
+const PAGE = 4096;
+
+function isZero(bytes: Uint8Array, from: number, to: number): boolean {
+  for (let i = from; i < to; i++) {
+    if (bytes[i] !== 0) return false;
+  }
+  return true;
+}
+
+function lock(file: Deno.FsFile & TryLock, path: string, readOnly: boolean): void {
+  // Deno 2.4 can only wait for a lock; an image that hangs is worse than one without a lock.
+  if (file.tryLockSync === undefined || file.tryLockSync(!readOnly)) return;
+  throw new BlockError({
+    kind: "locked",
+    path,
+    operation: "open",
+    reason: readOnly
+      ? `Failed to get shared "write" lock: another process has the image open for writing`
+      : `Failed to get "write" lock: another process has the image open`,
+    hint: readOnly
+      ? "close the other process first, or give -U (--force-share) to read anyway, at the risk of torn data"
+      : "close the other process first, or give -r to read only",
+  });
+}
+
+function openHint(error: unknown, path: string, readOnly: boolean): string | undefined {
+  if (error instanceof BlockError) return error.hint;
+  const wanted = readOnly ? "read" : "read and write";
+  if ((error as Error)?.name === "NotCapable") {
+    const flags = readOnly ? `--allow-read=${path}` : `--allow-read=${path} --allow-write=${path}`;
+    return `run again with ${flags} (right after 'deno run')`;
+  }
+  if (error instanceof Deno.errors.PermissionDenied) {
+    return `the file's mode does not let you ${wanted} it${readOnly ? "" : "; -r needs reading only"}`;
+  }
+  if (error instanceof Deno.errors.NotFound) return `check the name; 'mem:64M' attaches a disk in memory`;
+  return undefined;
+}

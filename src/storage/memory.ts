@@ -1,0 +1,115 @@
+/**
+ * Bytes in this process's memory, in pages that exist only once they hold something.
+ *
+ * @module
+ */
+
+import type { SegmentList } from "../memory/segment_list.ts";
+import type { Completion, Storage } from "./storage.ts";
+
+/** Size of a page. One 4 KiB request on a page moves with one copy and without making a view. */
+export const PAGE_BYTES = 4096;
+
+const ZERO_PAGE = new Uint8Array(PAGE_BYTES);
+
+/** A storage in memory; sparse. */
+export class MemoryStorage implements Storage {
+  readonly name: string;
+  readonly readOnly: boolean;
+  #sizeBytes: number;
+  readonly #pages: (Uint8Array | undefined)[] = [];
+
+  /** @param sizeBytes initial size; all bytes read as zeros */
+  constructor(sizeBytes: number, options: { name?: string; readOnly?: boolean } = {}) {
+    this.#sizeBytes = sizeBytes;
+    this.name = options.name ?? `mem:${sizeBytes}`;
+    this.readOnly = options.readOnly ?? false;
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  /** Number of pages that hold something. */
+  get pageCount(): number {
+    let count = 0;
+    this.#pages.forEach(() => count++);
+    return count;
+  }
+
+  /** Whether the page that holds `offset` exists. */
+  hasPage(offset: number): boolean {
+    return this.#pages[Math.floor(offset / PAGE_BYTES)] !== undefined;
+  }
+
+  read(offset: number, into: SegmentList): Completion {
+    let at = offset;
+    for (let i = 0; i < into.count; i++) {
+      const target = into.regionOf(i).bytes;
+      let to = into.offsetOf(i);
+      for (let left = into.lengthOf(i); left > 0;) {
+        const page = this.#pages[Math.floor(at / PAGE_BYTES)];
+        const from = at % PAGE_BYTES;
+        const take = Math.min(left, PAGE_BYTES - from);
+        if (page === undefined) target.fill(0, to, to + take);
+        else target.set(take === PAGE_BYTES ? page : page.subarray(from, from + take), to);
+        at += take;
+        to += take;
+        left -= take;
+      }
+    }
+  }
+
+  write(offset: number, from: SegmentList): Completion {
+    let at = offset;
+    for (let i = 0; i < from.count; i++) {
+      const region = from.regionOf(i);
+      let source = from.offsetOf(i);
+      for (let left = from.lengthOf(i); left > 0;) {
+        const into = at % PAGE_BYTES;
+        const take = Math.min(left, PAGE_BYTES - into);
+        this.#pageAt(at).set(region.slice(source, take), into);
+        at += take;
+        source += take;
+        left -= take;
+      }
+    }
+    this.#sizeBytes = Math.max(this.#sizeBytes, at);
+  }
+
+  flush(): Completion {}
+
+  zero(offset: number, lengthBytes: number): Completion {
+    this.#clear(offset, lengthBytes);
+    this.#sizeBytes = Math.max(this.#sizeBytes, offset + lengthBytes);
+  }
+
+  discard(offset: number, lengthBytes: number): Completion {
+    this.#clear(offset, lengthBytes);
+  }
+
+  truncate(sizeBytes: number): Completion {
+    if (sizeBytes < this.#sizeBytes) this.#clear(sizeBytes, this.#sizeBytes - sizeBytes);
+    this.#sizeBytes = sizeBytes;
+  }
+
+  close(): void {
+    this.#pages.length = 0;
+  }
+
+  #pageAt(offset: number): Uint8Array {
+    return this.#pages[Math.floor(offset / PAGE_BYTES)] ??= new Uint8Array(PAGE_BYTES);
+  }
+
+  #clear(offset: number, lengthBytes: number): void {
+    for (let at = offset, left = lengthBytes; left > 0;) {
+      const from = at % PAGE_BYTES;
+      const take = Math.min(left, PAGE_BYTES - from);
+      const index = Math.floor(at / PAGE_BYTES);
+      if (take === PAGE_BYTES) delete this.#pages[index];
+      else this.#pages[index]?.set(ZERO_PAGE.subarray(0, take), from);
+      at += take;
+      left -= take;
+    }
+  }
+}

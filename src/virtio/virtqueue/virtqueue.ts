@@ -1,0 +1,314 @@
+/**
+ * The device's half of a virtqueue, whatever its layout: what a device type sees of it.
+ *
+ * `SplitVirtqueue` and `PackedVirtqueue` share what is here: which buffers are in flight, the order of
+ * VIRTIO_F_IN_ORDER, and one bounded copy of each descriptor into a chain.
+ *
+ * @module
+ */
+
+import type { GuestMemory } from "../../memory/guest_memory.ts";
+import type { MemoryRegion } from "../../memory/region.ts";
+import type { Violation } from "../violation.ts";
+import type { DescriptorChain } from "./chain.ts";
+import { type VirtqueueRule, virtqueueViolation } from "./rules.ts";
+
+/** Where the driver put a queue, and what was negotiated about it. */
+export interface VirtqueueConfig {
+  readonly memory: GuestMemory;
+  /** Number of descriptors. */
+  readonly size: number;
+  /** Guest-physical address of the Descriptor Area (§2.6). */
+  readonly descAddress: number;
+  /** Guest-physical address of the Driver Area: available ring, or driver event suppression. */
+  readonly driverAddress: number;
+  /** Guest-physical address of the Device Area: used ring, or device event suppression. */
+  readonly deviceAddress: number;
+  /** VIRTIO_F_EVENT_IDX was negotiated. */
+  readonly eventIdx: boolean;
+  /** VIRTIO_F_INDIRECT_DESC was negotiated. */
+  readonly indirect: boolean;
+  /** VIRTIO_F_IN_ORDER was negotiated. */
+  readonly inOrder: boolean;
+}
+
+/**
+ * Indirect tables may be longer than the queue, up to this, as in QEMU (VIRTQUEUE_MAX_SIZE). §2.7.5.3.1 forbids
+ * it, but Linux does it when it was given a small queue and a larger seg_max.
+ */
+export const INDIRECT_MAX_DESCRIPTORS = 1024;
+
+/** §2.7.5.2 allows 2^32 bytes, but the used length that returns them has 32 bits. */
+const CHAIN_MAX_BYTES = 2 ** 32 - 1;
+
+/** Counts what a queue did; each notification is what would be an exit of the virtual machine. */
+export interface VirtqueueCounters {
+  /** Buffers taken from the ring. */
+  popped: number;
+  /** Buffers returned. */
+  pushed: number;
+  /** Buffers that the driver can see. */
+  published: number;
+  /** Calls to `publish` that returned at least one buffer. */
+  batches: number;
+  /** Used buffer notifications that the driver asked for. */
+  calls: number;
+  /** Batches for which the driver wanted no notification. */
+  callsSuppressed: number;
+}
+
+/** Counters at zero. */
+export function newCounters(): VirtqueueCounters {
+  return { popped: 0, pushed: 0, published: 0, batches: 0, calls: 0, callsSuppressed: 0 };
+}
+
+/** Adds `more` to `sum`. */
+export function addCounters(sum: VirtqueueCounters, more: VirtqueueCounters): VirtqueueCounters {
+  for (const key of Object.keys(sum) as (keyof VirtqueueCounters)[]) sum[key] += more[key];
+  return sum;
+}
+
+/** The device's half of a virtqueue. */
+export abstract class Virtqueue {
+  /** Which of the two layouts the queue has. */
+  abstract readonly layout: "split" | "packed";
+  /** Number of descriptors. */
+  readonly size: number;
+  /** What the queue did so far. */
+  readonly counters: VirtqueueCounters = newCounters();
+  /** Set when the driver broke the ring: nothing is popped any more until the queue is reset. */
+  violation: Violation | null = null;
+
+  protected readonly memory: GuestMemory;
+  protected readonly eventIdx: boolean;
+  readonly #indirectAllowed: boolean;
+  readonly #packed: boolean;
+
+  /** 1 for each head (split) or buffer ID (packed) that is in flight. */
+  protected readonly inFlight: Uint8Array;
+  /** Buffers popped and not yet pushed. */
+  #inFlightCount = 0;
+  #sequence = 0;
+  /** With VIRTIO_F_IN_ORDER: by sequence modulo `size`, what was completed but waits for an earlier buffer. */
+  readonly #waiting: Map<number, { head: number; descriptorCount: number; bytesWritten: number }> | null;
+  #nextInOrder = 0;
+  #staged = 0;
+  /** Whether the driver wrote a device-readable descriptor behind a device-writable one. */
+  #sawWritable = false;
+
+  protected constructor(config: VirtqueueConfig, idCount: number, packed: boolean) {
+    this.#packed = packed;
+    this.size = config.size;
+    this.memory = config.memory;
+    this.eventIdx = config.eventIdx;
+    this.#indirectAllowed = config.indirect;
+    this.#waiting = config.inOrder ? new Map() : null;
+    this.inFlight = new Uint8Array(idCount);
+  }
+
+  /** Buffers popped and not yet pushed. */
+  get inFlightCount(): number {
+    return this.#inFlightCount;
+  }
+
+  /**
+   * Takes the next available buffer.
+   *
+   * @returns `false` when there is none, or when the driver broke the ring: then `violation` says how
+   */
+  abstract pop(chain: DescriptorChain): boolean;
+
+  /** Writes the used entry of one buffer; the driver need not see it before `publish`. */
+  protected abstract stage(head: number, descriptorCount: number, bytesWritten: number): void;
+
+  /** Makes `staged` used entries visible and says whether the driver asked to be notified of them. */
+  protected abstract publishStaged(staged: number): boolean;
+
+  /** Advises the driver that available buffer notifications are not needed for now. */
+  abstract disableNotifications(): void;
+
+  /**
+   * Asks for an available buffer notification again.
+   *
+   * @returns `true` when buffers became available meanwhile: the driver may have seen no need to notify, so the
+   * caller must look again
+   */
+  abstract enableNotifications(): boolean;
+
+  /**
+   * Returns a buffer to the driver. It sees nothing of it before `publish`.
+   *
+   * @param bytesWritten how many bytes were written, from the first device-writable byte on
+   */
+  push(chain: DescriptorChain, bytesWritten: number): void {
+    if (this.#waiting === null) {
+      this.#stageOne(chain.head, chain.descriptorCount, bytesWritten);
+      return;
+    }
+    // §6.2: with VIRTIO_F_IN_ORDER buffers are used in the order in which they became available.
+    const { head, descriptorCount } = chain;
+    if (chain.sequence === this.#nextInOrder) {
+      this.#nextInOrder = (this.#nextInOrder + 1) >>> 0;
+      this.#stageOne(head, descriptorCount, bytesWritten);
+    } else {
+      this.#waiting.set(chain.sequence, { head, descriptorCount, bytesWritten });
+    }
+    for (let next; (next = this.#waiting.get(this.#nextInOrder)) !== undefined;) {
+      this.#waiting.delete(this.#nextInOrder);
+      this.#nextInOrder = (this.#nextInOrder + 1) >>> 0;
+      this.#stageOne(next.head, next.descriptorCount, next.bytesWritten);
+    }
+  }
+
+  /**
+   * Makes all buffers pushed so far visible to the driver, at once.
+   *
+   * @returns whether the driver asked for a used buffer notification
+   */
+  publish(): boolean {
+    const staged = this.#staged;
+    if (staged === 0) return false;
+    this.#staged = 0;
+    this.counters.batches++;
+    this.counters.published += staged;
+    const wanted = this.publishStaged(staged);
+    if (wanted) this.counters.calls++;
+    else this.counters.callsSuppressed++;
+    return wanted;
+  }
+
+  #stageOne(head: number, descriptorCount: number, bytesWritten: number): void {
+    this.inFlight[head] = 0;
+    this.#inFlightCount--;
+    this.#staged++;
+    this.counters.pushed++;
+    this.stage(head, descriptorCount, bytesWritten);
+  }
+
+  /** Notes that `chain` was taken from the ring. */
+  protected take(chain: DescriptorChain): true {
+    this.inFlight[chain.head] = 1;
+    this.#inFlightCount++;
+    this.counters.popped++;
+    chain.sequence = this.#sequence;
+    this.#sequence = (this.#sequence + 1) >>> 0;
+    return true;
+  }
+
+  /** Notes that the ring is broken. */
+  protected broken(rule: VirtqueueRule, found: string): false {
+    this.violation = virtqueueViolation(rule, found, this.#packed);
+    return false;
+  }
+
+  /** Starts a chain. */
+  protected begin(chain: DescriptorChain): void {
+    chain.clear();
+    this.#sawWritable = false;
+  }
+
+  /**
+   * Adds one buffer element to the chain. What is wrong with it is noted in the chain, and the walk goes on: the
+   * status byte at the end may still be there to be written.
+   */
+  protected addElement(
+    chain: DescriptorChain,
+    index: number,
+    address: number,
+    length: number,
+    writable: boolean,
+  ): void {
+    const list = writable ? chain.writable : chain.readable;
+    if (writable) {
+      this.#sawWritable = true;
+    } else if (this.#sawWritable && length > 0) {
+      chain.violation ??= virtqueueViolation(
+        "readable-after-writable",
+        `descriptor ${index} is device-readable but follows a device-writable one`,
+        this.#packed,
+      );
+    }
+    // A zero-length element is not forbidden, so it is no buffer at all; QEMU gives up on the device here.
+    if (!this.memory.translate(list, address, length)) {
+      chain.violation ??= virtqueueViolation(
+        "unmapped",
+        `descriptor ${index} describes ${length} bytes at ${formatAddress(address)}, outside guest memory`,
+        this.#packed,
+      );
+      // What follows is no longer where a reader of the list would look for it; only the last
+      // device-writable byte, the status, keeps its meaning, and only if it comes later.
+      if (writable) {
+        chain.writable.clear();
+        chain.writablePrefixLost = true;
+      }
+    }
+    if (chain.readable.byteLength + chain.writable.byteLength > CHAIN_MAX_BYTES) {
+      chain.violation ??= virtqueueViolation("chain-bytes", "the chain describes more bytes", this.#packed);
+    }
+  }
+
+  /** Checks a descriptor with INDIRECT set, in the ring or table itself. */
+  protected checkIndirect(index: number, length: number, hasNext: boolean): boolean {
+    if (!this.#indirectAllowed) {
+      return this.broken("indirect-not-negotiated", `descriptor ${index} has INDIRECT set`);
+    }
+    if (hasNext) return this.broken("indirect-next", `descriptor ${index} has both flags set`);
+    if (length === 0 || length % 16 !== 0) {
+      return this.broken("indirect-length", `descriptor ${index} gives its indirect table ${length} bytes`);
+    }
+    return true;
+  }
+}
+
+/** Where a part of a queue lies. */
+export interface QueuePart {
+  readonly region: MemoryRegion;
+  /** Where it starts in the region, in bytes. */
+  readonly offset: number;
+}
+
+/**
+ * Finds the three parts of a queue in guest memory and checks their alignment.
+ *
+ * @returns the parts, or the rule that the driver broke
+ */
+export function locateParts(
+  config: VirtqueueConfig,
+  packed: boolean,
+  sizes: { desc: number; driver: number; device: number },
+  alignment: { desc: number; driver: number; device: number },
+): { desc: QueuePart; driver: QueuePart; device: QueuePart } | Violation {
+  const found: Partial<Record<"desc" | "driver" | "device", QueuePart>> = {};
+  for (const part of ["desc", "driver", "device"] as const) {
+    const address = config[`${part}Address`];
+    const align = alignment[part];
+    const name = PART_NAMES[part][packed ? 1 : 0];
+    if (address % align !== 0) {
+      const what = `the ${name} is at ${formatAddress(address)}, not a multiple of ${align}`;
+      return virtqueueViolation("queue-alignment", what, packed);
+    }
+    const region = config.memory.regionHolding(address, sizes[part]);
+    if (region === null) {
+      const what = `the ${name} (${sizes[part]} bytes at ${formatAddress(address)}) is not`;
+      return virtqueueViolation("queue-memory", what, packed);
+    }
+    const offset = address - region.guestAddress;
+    // Atomic access to 16-bit fields needs host alignment too, which a region at an odd address would break.
+    if (offset % 2 !== 0) {
+      return virtqueueViolation("queue-alignment", `the ${name} lies at an odd place of its region`, packed);
+    }
+    found[part] = { region, offset };
+  }
+  return found as Record<"desc" | "driver" | "device", QueuePart>;
+}
+
+const PART_NAMES = {
+  desc: ["descriptor table", "descriptor ring"],
+  driver: ["available ring", "driver event suppression structure"],
+  device: ["used ring", "device event suppression structure"],
+} as const;
+
+/** The printed form of a guest address. */
+export function formatAddress(address: number): string {
+  return address === Infinity ? "an address of 2^53 or more" : `0x${address.toString(16)}`;
+}
