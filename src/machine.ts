@@ -30,14 +30,21 @@ export interface MachineOptions {
   hostError?: (error: BlockError) => void;
 }
 
-/** Guest-physical address of RAM: not 0, so that an address of 0 is a mistake that shows. */
-const RAM_ADDRESS = 0x8000_0000;
+/**
+ * Guest-physical address of RAM: not 0, so that an address of 0 is a mistake that shows; and low, since JavaScript
+ * keeps numbers below 2^30 off the heap.
+ */
+const RAM_ADDRESS = 0x1000_0000;
 
 /** A running machine with one disk. */
 export class Machine {
+  /** The disk. */
   readonly image: Image;
+  /** The block device, behind the transport. */
   readonly device: BlkDevice;
+  /** The register window between the two halves. */
   readonly transport: MmioTransport;
+  /** The guest: what reads and writes the disk. */
   readonly guest: Guest;
   /** The memory that driver and device share. */
   readonly memory: GuestMemory;

@@ -35,8 +35,11 @@ const KINDS: Readonly<Record<number, string>> = {
 
 /** Numbers of one kind of request. */
 export interface KindReport {
+  /** Name of the request type, as in `write-zeroes`. */
   readonly kind: string;
+  /** Requests that ended. */
   readonly requests: number;
+  /** Those of them whose status was not S_OK. */
   readonly failed: number;
   /** Bytes of data, for reads and writes. */
   readonly bytes: number;
@@ -46,17 +49,23 @@ export interface KindReport {
 
 /** All numbers, as `--stats --json` prints them. */
 export interface StatisticsReport {
+  /** One for each kind of request that there was. */
   readonly kinds: readonly KindReport[];
+  /** Requests that ended. */
   readonly requests: number;
-  /** Buffers that the device returned, and in how many batches. */
+  /** Buffers that the device returned. */
   readonly buffers: number;
+  /** How many times the device published used buffers. */
   readonly batches: number;
+  /** Buffers in a batch, on average. */
   readonly meanBatch: number;
   /** Available buffer notifications: sent by the driver. */
   readonly kicks: number;
-  /** Used buffer notifications: sent by the device, and those that the driver did not want. */
+  /** Used buffer notifications: sent by the device. */
   readonly calls: number;
+  /** Used buffer notifications that the driver did not want. */
   readonly callsSuppressed: number;
+  /** Times that the interrupt line went up. */
   readonly interrupts: number;
   /** Reads and writes of registers since the driver was ready; kicks are among them. */
   readonly registerAccesses: number;
@@ -73,6 +82,7 @@ export class Statistics {
   readonly #booted: { reads: number; writes: number; notifications: number; interrupts: number };
   readonly #driver: BlockDriver;
 
+  /** Reads the counters of these three. */
   constructor(driver: BlockDriver, transport: MmioTransport, device: BlkDevice) {
     this.#driver = driver;
     this.#transport = transport;

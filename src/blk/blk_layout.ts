@@ -77,9 +77,13 @@ export const RANGE_F_UNMAP = 1;
 
 /** A field of the configuration space: offset and width in bytes, and the feature that it depends on. */
 export interface ConfigField {
+  /** The spec's name of the field. */
   readonly name: string;
+  /** Where it is in the configuration space, in bytes. */
   readonly offset: number;
+  /** How long it is, in bytes. */
   readonly width: 1 | 2 | 4 | 8;
+  /** The feature bit without which it does not exist. */
   readonly feature?: number;
 }
 

@@ -23,10 +23,11 @@ import { type BlkObservers, BlkQueue } from "./queue.ts";
 
 /** A virtio block device on an image. */
 export class BlkDevice implements Device {
-  readonly deviceId = VIRTIO_ID_BLOCK;
+  readonly deviceId: number = VIRTIO_ID_BLOCK;
   readonly featureNames: Readonly<Record<number, string>> = BLK_FEATURE_NAMES;
   readonly features: bigint;
-  readonly configSizeBytes = CONFIG_SIZE;
+  readonly configSizeBytes: number = CONFIG_SIZE;
+  /** Its choices, with every default filled in. */
   readonly options: BlkOptions;
 
   readonly #context: BlkContext;
@@ -35,6 +36,8 @@ export class BlkDevice implements Device {
   #events: DeviceEvents | null = null;
 
   /**
+   * Makes a device in front of an image.
+   *
    * @param image where the data is; the device never closes it
    * @throws RangeError for an option that makes no sense
    */

@@ -59,7 +59,7 @@ export function execute(request: BlkRequest, context: BlkContext): Completion {
       if (context.options.readOnly) return refuseWrite(request);
       if (!checkTransfer(request, request.input.byteLength, image)) return;
       const done = image.write(request.offset, request.input);
-      return context.writethrough ? after(done, () => image.flush()) : done;
+      return context.writethrough ? thenFlush(done, image) : done;
     }
     case "flush":
       // Accepted even when FLUSH was not negotiated, as in QEMU: to flush once more can hurt nobody.
@@ -75,6 +75,11 @@ export function execute(request: BlkRequest, context: BlkContext): Completion {
     case "unknown":
       return refuse(request, VIRTIO_BLK_S_UNSUPP, "unknown-type", `the type is ${request.type}`);
   }
+}
+
+// A function of its own: a closure in `execute` would make every request, not only this kind, pay for it.
+function thenFlush(done: Completion, image: Image): Completion {
+  return after(done, () => image.flush());
 }
 
 function refuse(request: BlkRequest, status: number, rule: BlkRule, found: string): void {
@@ -93,9 +98,9 @@ function checkTransfer(request: BlkRequest, lengthBytes: number, image: Image): 
     refuse(request, VIRTIO_BLK_S_IOERR, "data-length", `${lengthBytes} bytes of data came`);
     return false;
   }
-  // Written so that nothing can overflow: offset may be Infinity.
-  if (offset > image.sizeBytes || lengthBytes > image.sizeBytes - offset) {
-    const sector = offset === Infinity ? "2^44 or more" : String(offset / SECTOR_SIZE);
+  // Written so that nothing can overflow.
+  if (offset < 0 || offset > image.sizeBytes || lengthBytes > image.sizeBytes - offset) {
+    const sector = offset < 0 ? "2^44 or more" : String(offset / SECTOR_SIZE);
     refuse(
       request,
       VIRTIO_BLK_S_IOERR,
@@ -164,16 +169,16 @@ function ranges(request: BlkRequest, context: BlkContext): Completion {
   request.chain.readable.copyTo(bytes, HEADER_SIZE);
   const view = new DataView(bytes.buffer);
   const allowedFlags = kind === "writeZeroes" ? RANGE_F_UNMAP : 0;
+  // §5.2.6.2: an unknown flag in any range decides, whatever else is wrong; so all flags are looked at first.
   for (let i = 0; i < count; i++) {
-    const { sector, sectors, flags } = rangeAt(view, i);
+    const { flags } = rangeAt(view, i);
     if (flags & ~allowedFlags) {
-      return refuse(
-        request,
-        VIRTIO_BLK_S_UNSUPP,
-        "range-flags",
-        `range ${i} of a ${kind} has flags 0x${flags.toString(16)}`,
-      );
+      const found = `range ${i} of a ${kind} has flags 0x${flags.toString(16)}`;
+      return refuse(request, VIRTIO_BLK_S_UNSUPP, "range-flags", found);
     }
+  }
+  for (let i = 0; i < count; i++) {
+    const { sector, sectors } = rangeAt(view, i);
     if (sectors > options.maxRangeSectors) {
       const found = `range ${i} has ${sectors} sectors, ${options.maxRangeSectors} at most`;
       return refuse(request, VIRTIO_BLK_S_IOERR, "range-too-long", found);
@@ -198,7 +203,7 @@ function ranges(request: BlkRequest, context: BlkContext): Completion {
   };
   // A secure erase that waited in a cache would not be one.
   const stable = context.writethrough || kind === "secureErase";
-  return stable ? after(run(0), () => image.flush()) : run(0);
+  return stable ? thenFlush(run(0), image) : run(0);
 }
 
 function rangeAt(view: DataView, i: number): { sector: number; sectors: number; flags: number } {

@@ -55,8 +55,9 @@ export interface BlkOptions {
   readonly blockSize: number;
   /** Physical block size in bytes: a power of two, not below `blockSize`. */
   readonly physicalBlockSize: number;
-  /** Suggested smallest and largest request, in bytes; 0 says nothing. */
+  /** Suggested smallest request in bytes; 0 says nothing. */
   readonly minIoSize: number;
+  /** Suggested largest request in bytes; 0 says nothing. */
   readonly optIoSize: number;
   /** Largest segment in bytes; 0 does not offer VIRTIO_BLK_F_SIZE_MAX. */
   readonly sizeMax: number;
@@ -64,27 +65,41 @@ export interface BlkOptions {
   readonly segMax: number;
   /** Whether completed writes may wait in a cache for a FLUSH, as long as the driver can send one. */
   readonly writeback: boolean;
-  /** Most sectors in one range, and most ranges in one request, of the three kinds that carry ranges. */
+  /** Most sectors in one range, of the three kinds of request that carry ranges. */
   readonly maxRangeSectors: number;
+  /** Most ranges in one request (`max_discard_seg` and its like). */
   readonly maxRanges: number;
   /** What GET_LIFETIME reports; `null` does not offer it. */
   readonly lifetime: Lifetime | null;
-  /** Features of the block device that are offered when they make sense. */
+  /** Offer VIRTIO_BLK_F_FLUSH. */
   readonly flush: boolean;
+  /** Offer VIRTIO_BLK_F_CONFIG_WCE: the driver may switch the write cache. */
   readonly configWce: boolean;
+  /** Offer VIRTIO_BLK_F_DISCARD. */
   readonly discard: boolean;
+  /** Offer VIRTIO_BLK_F_WRITE_ZEROES. */
   readonly writeZeroes: boolean;
+  /** Offer VIRTIO_BLK_F_SECURE_ERASE. */
   readonly secureErase: boolean;
+  /** Offer VIRTIO_BLK_F_GEOMETRY: cylinders, heads and sectors. */
   readonly geometry: boolean;
+  /** Offer VIRTIO_BLK_F_TOPOLOGY: physical block and I/O sizes. */
   readonly topology: boolean;
+  /** Offer VIRTIO_BLK_F_SEG_MAX. */
   readonly segMaxOffered: boolean;
+  /** Offer VIRTIO_BLK_F_BLK_SIZE. */
   readonly blkSizeOffered: boolean;
-  /** Features of the rings. */
+  /** Offer VIRTIO_F_INDIRECT_DESC. */
   readonly indirect: boolean;
+  /** Offer VIRTIO_F_EVENT_IDX. */
   readonly eventIdx: boolean;
+  /** Offer VIRTIO_F_RING_PACKED. */
   readonly packed: boolean;
+  /** Offer VIRTIO_F_IN_ORDER. */
   readonly inOrder: boolean;
+  /** Offer VIRTIO_F_RING_RESET. */
   readonly ringReset: boolean;
+  /** Offer VIRTIO_F_NOTIFICATION_DATA. */
   readonly notificationData: boolean;
 }
 

@@ -226,8 +226,9 @@ export class BlkQueue {
       descriptors: chain.descriptors,
     });
     // What was completed before is returned before the driver is told.
-    if (queue.publish()) this.#events.usedBuffer();
-    this.#events.needsReset(violation);
+    this.#publish();
+    // A driver that was told so may have reset the device already.
+    if (this.#queue === queue) this.#events.needsReset(violation);
   }
 
   #traceStart(request: BlkRequest): void {
@@ -248,7 +249,7 @@ export class BlkQueue {
     const lengthBytes = isRead ? request.output.byteLength : request.input.byteLength;
     const { kind, type, offset } = request;
     trace({ event: "request", queue, head, kind, type, offset, lengthBytes });
-    const inside = offset + lengthBytes <= this.#context.image.sizeBytes;
+    const inside = offset >= 0 && offset + lengthBytes <= this.#context.image.sizeBytes;
     if ((isRead || kind === "write") && inside) {
       trace({ event: "extents", queue, head, extents: this.#context.image.map(offset, lengthBytes) });
     }

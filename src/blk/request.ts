@@ -59,7 +59,10 @@ export class BlkRequest {
   kind: BlkRequestKind = "unknown";
   /** The type field as read. */
   type = 0;
-  /** Offset on the disk in bytes, for reads and writes; `Infinity` for 2^53 and more. */
+  /**
+   * Offset on the disk in bytes, for reads and writes; -1 when it is 2^53 or more, past the end of any disk. (Not
+   * `Infinity`: one that was ever stored would make every later offset a number on the heap.)
+   */
   offset = 0;
   /** Device-readable data: what follows the header. */
   readonly input: SegmentList = new SegmentList();
@@ -109,7 +112,7 @@ export class BlkRequest {
     this.type = this.#headerView.getUint32(0, true);
     this.kind = KINDS[this.type] ?? "unknown";
     const sector = checkedU64(this.#headerView.getUint32(8, true), this.#headerView.getUint32(12, true));
-    this.offset = sector <= Number.MAX_SAFE_INTEGER / SECTOR_SIZE ? sector * SECTOR_SIZE : Infinity;
+    this.offset = sector <= Number.MAX_SAFE_INTEGER / SECTOR_SIZE ? sector * SECTOR_SIZE : -1;
     return true;
   }
 
@@ -126,7 +129,8 @@ export class BlkRequest {
     if (this.outputFilled < output.byteLength) output.fill(0, this.outputFilled);
     const last = writable.count - 1;
     writable.regionOf(last).bytes[writable.offsetOf(last) + writable.lengthOf(last) - 1] = this.status;
-    return this.chain.writablePrefixLost ? 0 : writable.byteLength;
+    // A used length has 32 bits; a chain that has nothing but writable bytes may have 2^32 of them.
+    return this.chain.writablePrefixLost ? 0 : Math.min(writable.byteLength, 0xffff_ffff);
   }
 
   #fail(violation: Violation): void {

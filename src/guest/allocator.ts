@@ -14,6 +14,7 @@ const GRAIN_BYTES = 64;
 
 /** The guest has no memory left for a request. */
 export class GuestMemoryError extends Error {
+  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
   override readonly name = "GuestMemoryError";
 }
 
@@ -25,7 +26,11 @@ export class GuestAllocator {
   readonly #free: { offset: number; sizeBytes: number }[];
   readonly #used = new Map<number, number>();
 
-  /** @param reservedBytes how much at the start is never handed out, so that address 0 is nobody's */
+  /**
+   * Hands out all of `ram` but its start.
+   *
+   * @param reservedBytes how much at the start is never handed out, so that address 0 is nobody's
+   */
   constructor(ram: MemoryRegion, reservedBytes = 4096) {
     this.ram = ram;
     this.#free = [{ offset: reservedBytes, sizeBytes: ram.sizeBytes - reservedBytes }];

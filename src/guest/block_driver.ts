@@ -85,23 +85,26 @@ export interface BlockDriverOptions {
 }
 
 /** Why a request has no status byte. */
-export const NO_STATUS = -1;
+export const NO_STATUS: number = -1;
 /** The device was reset, or needs to be, while the request was in flight. */
-export const LOST = -2;
+export const LOST: number = -2;
 
 /** Marks a slot that is not in flight. */
 const IDLE = () => {};
 
 /** A request slot: memory for a header and a status byte, and the list of elements. Reused. */
 export class RequestSlot {
+  /** Which of the slots it is, from 0. */
   readonly index: number;
   /** Guest-physical address of the 16 bytes of the header. */
   readonly headerAddress: number;
   /** Guest-physical address of the status byte. */
   readonly statusAddress: number;
+  /** Header, data and status, in order; only the first `count` are in use. */
   readonly elements: BufferElement[];
   /** Request type, as `begin` wrote it; -1 for a chain made by hand. */
-  type = -1;
+  type: number = -1;
+  /** Number of elements in use. */
   count = 0;
   /** Device-writable bytes of all elements. */
   writableBytes = 0;
@@ -118,6 +121,7 @@ export class RequestSlot {
   /** A chain made by hand, instead of `elements`. */
   raw: { descriptors: readonly RawDescriptor[]; indirect: boolean } | null = null;
 
+  /** Has its header at the guest-physical `headerAddress`, and its status byte right behind. */
   constructor(index: number, headerAddress: number) {
     this.index = index;
     this.headerAddress = headerAddress;
@@ -149,6 +153,7 @@ export class RequestSlot {
 export class BlockDriver {
   /** The register window with the driver's procedures, for whoever wants to try something else. */
   readonly registers: MmioProbe;
+  /** The guest's memory. */
   readonly allocator: GuestAllocator;
   /** The negotiated features. */
   features = 0n;
@@ -165,7 +170,12 @@ export class BlockDriver {
   #waiting: RequestSlot[][] = [];
   #inFlight = 0;
   #needsReset = false;
+  /** By queue: whether the device may be notified of it. */
+  #live: boolean[] = [];
+  /** VIRTIO_F_NOTIFICATION_DATA was negotiated. */
+  #notificationData = false;
 
+  /** Touches no register before `start`. */
   constructor(window: RegisterWindow, allocator: GuestAllocator, options: BlockDriverOptions = {}) {
     this.registers = new MmioProbe(window);
     this.allocator = allocator;
@@ -182,6 +192,11 @@ export class BlockDriver {
     return this.#inFlight;
   }
 
+  /** Requests that wait for free descriptors of a queue. */
+  waitingCount(queue: number): number {
+    return this.#waiting[queue].length;
+  }
+
   /** Whether the device said that it needs a reset. */
   get needsReset(): boolean {
     return this.#needsReset;
@@ -195,21 +210,35 @@ export class BlockDriver {
   async start(): Promise<void> {
     const id = this.registers.identify();
     if (id !== VIRTIO_ID_BLOCK) throw new ProbeError(`device ID ${id} is not a block device`);
-    await this.registers.reset();
+    await this.#quiesce();
     this.#needsReset = false;
     const { decline = 0n, queueSize = 256 } = this.#options;
     this.features = this.registers.negotiate((offered) => offered & UNDERSTOOD & ~decline);
+    this.#notificationData = hasFeature(this.features, VIRTIO_F_NOTIFICATION_DATA);
     const count = hasFeature(this.features, VIRTIO_BLK_F_MQ) ? this.readConfig("num_queues") : 1;
-    for (let index = 0; index < count; index++) {
-      const sizeMax = this.registers.queueSizeMax(index);
-      if (sizeMax === 0) throw new ProbeError(`the device has no queue ${index}`);
-      this.#addQueue(index, Math.min(sizeMax, queueSize));
+    try {
+      for (let index = 0; index < count; index++) {
+        const sizeMax = this.registers.queueSizeMax(index);
+        if (sizeMax === 0) throw new ProbeError(`the device has no queue ${index}`);
+        this.#addQueue(index, this.#fitSize(Math.min(sizeMax, queueSize)));
+      }
+    } catch (error) {
+      // §3.1.1: the driver says that it has given up.
+      this.registers.fail();
+      throw error;
     }
     this.registers.goLive();
+    this.#live = this.#queues.map(() => true);
   }
 
   /** Resets the device; requests in flight end with `LOST`. The device is not usable until `start`. */
-  async stop(): Promise<void> {
+  stop(): Promise<void> {
+    return this.#quiesce();
+  }
+
+  /** Resets the device and forgets the queues, once the device has let go of them. */
+  async #quiesce(): Promise<void> {
+    this.#live = [];
     await this.registers.reset();
     this.#loseAll();
     for (const queue of this.#queues) queue.release();
@@ -217,13 +246,31 @@ export class BlockDriver {
     this.#waiting = [];
   }
 
-  /** Resets one queue (§2.6.1) and sets it up again, with another size if given. Its requests in flight end with `LOST`. */
+  /**
+   * Resets one queue (§2.6.1) and sets it up again, with another size if given. Its requests in flight end with `LOST`.
+   *
+   * @throws RangeError for a size that the queue cannot have
+   * @throws ProbeError when the device cannot reset a queue, or this one is being reset already
+   */
   async resetQueue(index: number, size: number = this.#queues[index].size): Promise<void> {
+    if (!hasFeature(this.features, VIRTIO_F_RING_RESET)) throw new ProbeError("the device cannot reset a single queue");
+    if (!this.#live[index]) throw new ProbeError(`queue ${index} is being reset already`);
+    this.registers.write("QueueSel", index);
+    const sizeMax = this.registers.read("QueueSizeMax");
+    // §4.2.2.2: never more than QueueSizeMax. Checked first: a queue that was reset could not come back.
+    if (!(size >= 1 && size <= sizeMax && this.#fitSize(size) === size)) {
+      throw new RangeError(`queue ${index} cannot have ${size} descriptors; the device allows ${sizeMax}`);
+    }
+    const live = this.#live;
+    live[index] = false;
     await this.registers.resetQueue(index);
+    // Meanwhile the whole device may have been reset, and the queue with it.
+    if (this.#live !== live) return;
     for (const slot of this.#slots) if (slot.queue === index) this.#lose(slot);
     this.#waiting[index] = [];
     this.#queues[index].release();
     this.#addQueue(index, size);
+    live[index] = true;
   }
 
   /** A free request slot with an empty element list. */
@@ -259,8 +306,11 @@ export class BlockDriver {
   /**
    * Hands a request to the device; it sees it after the next `kick`. `done` is called with the slot when it has
    * ended, after which the slot is free again.
+   *
+   * @throws RangeError when the queue could never take it
    */
   submit(slot: RequestSlot, queue: number, done: (slot: RequestSlot) => void): void {
+    this.#checkFits(slot, queue);
     slot.queue = queue;
     slot.done = done;
     slot.status = 0;
@@ -271,6 +321,8 @@ export class BlockDriver {
 
   /** Makes everything submitted to `queue` available, and notifies the device if it wants to be. */
   kick(queue: number): void {
+    // §3.1.1: nothing is notified before DRIVER_OK; nor a queue that is being reset.
+    if (!this.#live[queue]) return;
     const ring = this.#queues[queue];
     const before = this.#options.trace === undefined ? 0 : ring.addedCount;
     const wanted = ring.publish();
@@ -280,15 +332,16 @@ export class BlockDriver {
 
   /** Notifies the device of `queue`, wanted or not. */
   notify(queue: number): void {
-    const data = hasFeature(this.features, VIRTIO_F_NOTIFICATION_DATA);
-    this.registers.write("QueueNotify", data ? ((this.#queues[queue].position << 16) | queue) >>> 0 : queue);
+    const value = this.#notificationData ? ((this.#queues[queue].position << 16) | queue) >>> 0 : queue;
+    this.registers.write("QueueNotify", value);
   }
 
   /** The interrupt handler. */
   handleInterrupt(): void {
     const reason = this.registers.read("InterruptStatus");
     if (reason === 0) return;
-    // Acknowledged first: what happens from here on raises the line again.
+    // Acknowledged first, though §4.2.3.4.1 has it after the handling: so does Linux, as what happens from here on
+    // raises the line again, and no event is lost with the acknowledgement of another.
     this.registers.write("InterruptACK", reason & (VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG));
     const usedBuffer = (reason & VIRTIO_MMIO_INT_VRING) !== 0;
     const configChange = (reason & VIRTIO_MMIO_INT_CONFIG) !== 0;
@@ -300,6 +353,8 @@ export class BlockDriver {
 
   /** Takes back all used buffers, interrupt or not. */
   poll(): void {
+    // What was in flight was given up as lost; that the device goes on with it changes nothing (§2.1.1).
+    if (this.#needsReset) return;
     for (let index = 0; index < this.#queues.length; index++) {
       const queue = this.#queues[index];
       do {
@@ -356,10 +411,24 @@ export class BlockDriver {
   #place(slot: RequestSlot): boolean {
     const queue = this.#queues[slot.queue];
     if (slot.raw !== null) return queue.addRaw(slot.raw.descriptors, slot.raw.indirect, slot.index);
-    if (queue.slotsFor(slot.count) > queue.size) {
-      throw new RangeError(`a request of ${slot.count} elements does not fit a queue of ${queue.size}`);
-    }
     return queue.add(slot.elements, slot.count, slot.index);
+  }
+
+  /** A request that the ring can never take would wait for ever, and all behind it too. */
+  #checkFits(slot: RequestSlot, index: number): void {
+    const queue = this.#queues[index];
+    const { raw } = slot;
+    const elements = raw === null ? slot.count : raw.descriptors.length;
+    // §2.7.5.3.1: an indirect table does not lift the limit; only a chain made by hand may try.
+    const counted = raw !== null && raw.indirect ? 1 : elements;
+    if (elements > 0 && counted <= queue.size) return;
+    this.#free.push(slot);
+    throw new RangeError(`a request of ${elements} elements does not fit a queue of ${queue.size}`);
+  }
+
+  /** The largest size up to `size` that a queue of the negotiated layout can have: §2.7 wants powers of two. */
+  #fitSize(size: number): number {
+    return hasFeature(this.features, VIRTIO_F_RING_PACKED) ? size : 2 ** Math.floor(Math.log2(size));
   }
 
   #placeWaiting(index: number): void {
@@ -377,7 +446,8 @@ export class BlockDriver {
     const { ram } = this.allocator;
     const known = slot.usedLength >= slot.writableBytes;
     const status = ram.bytes[slot.statusAddress - ram.guestAddress];
-    slot.status = known && status !== 0xff ? status : NO_STATUS;
+    // Where a chain made by hand has its status byte, only who made it knows.
+    if (slot.raw === null) slot.status = known && status !== 0xff ? status : NO_STATUS;
     this.#release(slot);
   }
 

@@ -21,7 +21,9 @@ export interface BufferElement {
 export interface RawDescriptor {
   /** Any 64-bit value. */
   readonly address: bigint;
+  /** Length in bytes. */
   readonly length: number;
+  /** VIRTQ_DESC_F_* bits. */
   readonly flags: number;
   /** Split: the next field; by default the index of the descriptor that follows here. Ignored in packed rings. */
   readonly next?: number;
@@ -31,7 +33,9 @@ export interface RawDescriptor {
 export interface DriverQueueOptions {
   /** Number of descriptors. */
   readonly size: number;
+  /** VIRTIO_F_EVENT_IDX was negotiated. */
   readonly eventIdx: boolean;
+  /** VIRTIO_F_IN_ORDER was negotiated. */
   readonly inOrder: boolean;
   /** Put lists of more than one element into an indirect table (VIRTIO_F_INDIRECT_DESC was negotiated). */
   readonly indirect: boolean;
@@ -39,26 +43,39 @@ export interface DriverQueueOptions {
 
 /** Guest-physical addresses of the three parts of a queue. */
 export interface QueueAddresses {
+  /** The descriptor area. */
   readonly desc: number;
+  /** The driver area: available ring, or driver event suppression. */
   readonly driver: number;
+  /** The device area: used ring, or device event suppression. */
   readonly device: number;
 }
 
+/** §2.7.5.2: the most bytes that one buffer may have. */
+const MAX_BUFFER_BYTES = 2 ** 32;
+
 /** The device returned something that the driver never gave it. */
 export class DeviceMisbehaved extends Error {
+  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
   override readonly name = "DeviceMisbehaved";
 }
 
 /** The driver's half of a virtqueue. */
 export abstract class DriverQueue {
+  /** Number of descriptors. */
   readonly size: number;
+  /** Where the three areas are. */
   abstract readonly addresses: QueueAddresses;
   /** Used length of the buffer that `take` returned last: how many bytes the device says it wrote. */
   usedLength = 0;
 
+  /** The guest's memory. */
   protected readonly allocator: GuestAllocator;
+  /** VIRTIO_F_EVENT_IDX was negotiated. */
   protected readonly eventIdx: boolean;
+  /** VIRTIO_F_IN_ORDER was negotiated. */
   protected readonly inOrder: boolean;
+  /** Requests go into indirect tables. */
   protected readonly indirect: boolean;
   /** Descriptors that no buffer occupies. */
   protected free: number;
@@ -72,6 +89,7 @@ export abstract class DriverQueue {
   readonly #tables: number[] = [];
   readonly #tableCapacity: number[] = [];
 
+  /** For the two layouts. */
   protected constructor(allocator: GuestAllocator, options: DriverQueueOptions) {
     this.allocator = allocator;
     this.size = options.size;
@@ -104,6 +122,7 @@ export abstract class DriverQueue {
    * @param elements device-readable ones first (§2.7.4.2); the first `count` are used
    * @param token what `take` returns for it: any number from 0
    * @returns `false` when there are not enough free descriptors
+   * @throws RangeError for a buffer that no driver may place
    */
   abstract add(elements: readonly BufferElement[], count: number, token: number): boolean;
 
@@ -160,6 +179,25 @@ export abstract class DriverQueue {
       this.#tableCapacity[id] = count;
     }
     return this.#tables[id];
+  }
+
+  /** What a driver must not make available (§2.7.4.2, §2.7.5.2, §2.7.5.3.1, §2.8.17): a bug of the caller's. */
+  protected checkBuffer(elements: readonly BufferElement[], count: number): void {
+    // §2.7.5.3.1: the queue's size bounds the list, and an indirect table does not lift that.
+    if (count < 1 || count > this.size) {
+      throw new RangeError(`a buffer of ${count} elements does not fit a queue of ${this.size}`);
+    }
+    let bytes = 0;
+    let sawWritable = false;
+    for (let i = 0; i < count; i++) {
+      const { length, writable } = elements[i];
+      if (sawWritable && !writable) {
+        throw new RangeError(`element ${i} of a buffer is device-readable but follows a device-writable one`);
+      }
+      sawWritable = writable;
+      bytes += length;
+    }
+    if (bytes > MAX_BUFFER_BYTES) throw new RangeError(`a buffer of ${bytes} bytes is longer than 2^32`);
   }
 
   /** Takes the token of a buffer that the device returned. */

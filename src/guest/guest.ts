@@ -8,6 +8,7 @@
  */
 
 import {
+  configField,
   type ConfigFieldName,
   ID_SIZE,
   LIFETIME_SIZE,
@@ -16,6 +17,7 @@ import {
   SECTOR_SIZE,
   statusName,
   VIRTIO_BLK_F_BLK_SIZE,
+  VIRTIO_BLK_F_CONFIG_WCE,
   VIRTIO_BLK_F_DISCARD,
   VIRTIO_BLK_F_FLUSH,
   VIRTIO_BLK_F_RO,
@@ -45,12 +47,14 @@ const MAX_TRANSFER_BYTES = 1 << 20;
 
 /** A request ended badly. */
 export class GuestIoError extends Error {
+  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
   override readonly name = "GuestIoError";
   /** What was asked for. */
   readonly operation: string;
   /** The status byte; `null` when the device wrote none, or was reset. */
   readonly status: number | null;
 
+  /** Of the status byte, or of `NO_STATUS` or `LOST`. */
   constructor(operation: string, status: number) {
     const why = status === LOST
       ? "the device was reset, or needs to be"
@@ -65,6 +69,7 @@ export class GuestIoError extends Error {
 
 /** A range outside the disk, or a request that the driver must not send. */
 export class GuestRangeError extends RangeError {
+  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
   override readonly name = "GuestRangeError";
 }
 
@@ -92,6 +97,13 @@ export class Guest {
   #capacityBytes = 0;
   #nextQueue = 0;
   #kickScheduled: boolean[] = [];
+  #plugged = false;
+  /** Queues that wait for `unplug`. */
+  readonly #heldBack = new Set<number>();
+  /** Buffers of lost requests that the device may still write to until it is reset. */
+  readonly #exposed: number[] = [];
+  /** The reset that is under way. */
+  #resetting: Promise<void> | null = null;
 
   private constructor(driver: BlockDriver, allocator: GuestAllocator) {
     this.driver = driver;
@@ -242,6 +254,9 @@ export class Guest {
   ): Promise<ChainResult> {
     const { driver } = this;
     const queue = options.queue ?? 0;
+    // A device that needs a reset returns nothing any more.
+    if (this.#unusable) return Promise.resolve({ status: null, bytesWritten: null });
+    if (queue >= this.queueCount) return Promise.reject(new GuestRangeError(`there is no queue ${queue}`));
     const slot = driver.take();
     slot.raw = { descriptors, indirect: options.indirect ?? false };
     const { statusAddress } = options;
@@ -264,6 +279,21 @@ export class Guest {
     return this.#allocator.allocate(sizeBytes, alignment);
   }
 
+  /**
+   * Holds notifications back until `unplug`, so that requests made over several turns of the event loop are still
+   * made available together: what Linux calls a plug. A full ring is not waited for with the plug in.
+   */
+  plug(): void {
+    this.#plugged = true;
+  }
+
+  /** Makes everything available that was held back since `plug`. */
+  unplug(): void {
+    this.#plugged = false;
+    this.#heldBack.forEach((queue) => this.#kick(queue));
+    this.#heldBack.clear();
+  }
+
   /** Gives a piece of guest memory back. */
   release(address: number): void {
     this.#allocator.free(address);
@@ -275,8 +305,15 @@ export class Guest {
   }
 
   /** Resets the device and sets it up again. Requests in flight fail. */
-  async reset(): Promise<void> {
+  reset(): Promise<void> {
+    // One that comes while another is under way would find the device half set up: they are one and the same.
+    this.#resetting ??= this.#restart().finally(() => this.#resetting = null);
+    return this.#resetting;
+  }
+
+  async #restart(): Promise<void> {
     await this.driver.stop();
+    for (const address of this.#exposed.splice(0)) this.release(address);
     await this.driver.start();
     this.#started();
   }
@@ -286,9 +323,15 @@ export class Guest {
     return this.driver.resetQueue(queue, size);
   }
 
-  /** Switches between writeback (`true`) and writethrough (VIRTIO_BLK_F_CONFIG_WCE). */
+  /**
+   * Switches between writeback (`true`) and writethrough (VIRTIO_BLK_F_CONFIG_WCE).
+   *
+   * @throws GuestIoError when that was not negotiated
+   */
   setWriteback(writeback: boolean): void {
-    this.driver.registers.writeConfig(32, 1, writeback ? 1 : 0);
+    // §2.5.1: without the feature there is no such field.
+    if (!hasFeature(this.features, VIRTIO_BLK_F_CONFIG_WCE)) throw new GuestIoError("setWriteback", 2);
+    this.driver.registers.writeConfig(configField("writeback").offset, 1, writeback ? 1 : 0);
   }
 
   #started(): void {
@@ -336,7 +379,10 @@ export class Guest {
     const { features, driver } = this;
     if (!hasFeature(features, VIRTIO_BLK_F_SIZE_MAX)) return MAX_TRANSFER_BYTES;
     const sizeMax = driver.readConfig("size_max");
-    const segMax = hasFeature(features, VIRTIO_BLK_F_SEG_MAX) ? driver.readConfig("seg_max") : 1;
+    const offered = hasFeature(features, VIRTIO_BLK_F_SEG_MAX) ? driver.readConfig("seg_max") : 1;
+    // §2.7.5.3.1: no chain is longer than the queue, indirect or not; two elements are header and status.
+    const room = Math.min(...driver.queues.map((queue) => queue.size)) - 2;
+    const segMax = Math.max(1, Math.min(offered, room));
     const perRequest = Math.floor(Math.min(MAX_TRANSFER_BYTES, sizeMax * segMax) / SECTOR_SIZE) * SECTOR_SIZE;
     return Math.max(SECTOR_SIZE, perRequest);
   }
@@ -361,7 +407,7 @@ export class Guest {
       await this.#request(operation, type, offset / SECTOR_SIZE, elements, options.queue);
       if (writable) data.set(this.memory(address, data.byteLength));
     } finally {
-      this.release(address);
+      this.#giveBack(address);
     }
   }
 
@@ -408,7 +454,7 @@ export class Guest {
         this.memory(address, RANGE_SIZE).set(bytes);
         await this.#request(operation, type, 0, [{ address, length: RANGE_SIZE, writable: false }], options.queue);
       } finally {
-        this.release(address);
+        this.#giveBack(address);
       }
     }
   }
@@ -419,7 +465,7 @@ export class Guest {
       await this.#request(operation, type, 0, [{ address, length: size, writable: true }], options.queue);
       return this.memory(address, size).slice();
     } finally {
-      this.release(address);
+      this.#giveBack(address);
     }
   }
 
@@ -431,12 +477,8 @@ export class Guest {
     queue: number = this.#turnOf(),
   ): Promise<void> {
     const { driver } = this;
-    if (queue >= this.queueCount || driver.needsReset) {
-      const why = driver.needsReset ? LOST : NO_STATUS;
-      return Promise.reject(
-        driver.needsReset ? new GuestIoError(operation, why) : new GuestRangeError(`there is no queue ${queue}`),
-      );
-    }
+    if (this.#unusable) return Promise.reject(new GuestIoError(operation, LOST));
+    if (queue >= this.queueCount) return Promise.reject(new GuestRangeError(`there is no queue ${queue}`));
     const slot = driver.take();
     driver.begin(slot, type, sector);
     for (const { address, length, writable } of data) slot.addElement(address, length, writable);
@@ -451,20 +493,43 @@ export class Guest {
     });
   }
 
+  /** Whether the device needs a reset, or is being reset. */
+  get #unusable(): boolean {
+    return this.driver.needsReset || this.queueCount === 0;
+  }
+
+  /**
+   * Gives a request's buffer back. §3.3.1: until the queue is dead the device may still write to the buffer of a
+   * request that the driver gave up, so nobody else may have it before the reset.
+   */
+  #giveBack(address: number): void {
+    if (this.driver.needsReset) this.#exposed.push(address);
+    else this.release(address);
+  }
+
   #turnOf(): number {
     const queue = this.#nextQueue;
-    this.#nextQueue = (queue + 1) % this.queueCount;
+    // During a reset there is no queue to take turns with.
+    this.#nextQueue = (queue + 1) % Math.max(1, this.queueCount);
     return queue;
   }
 
   #scheduleKick(queue: number): void {
+    if (this.#plugged && this.driver.waitingCount(queue) === 0) {
+      this.#heldBack.add(queue);
+      return;
+    }
     if (this.#kickScheduled[queue]) return;
     this.#kickScheduled[queue] = true;
     queueMicrotask(() => {
       this.#kickScheduled[queue] = false;
-      // A reset may have come between.
-      if (queue < this.queueCount) this.driver.kick(queue);
+      this.#kick(queue);
     });
+  }
+
+  #kick(queue: number): void {
+    // A reset may have come between.
+    if (queue < this.queueCount) this.driver.kick(queue);
   }
 }
 

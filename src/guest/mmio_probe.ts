@@ -24,6 +24,7 @@ import type { QueueAddresses } from "./driver_queue.ts";
 
 /** The driver gave up on a device. */
 export class ProbeError extends Error {
+  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
   override readonly name = "ProbeError";
 }
 
@@ -31,6 +32,7 @@ export class ProbeError extends Error {
 export class MmioProbe {
   readonly #window: RegisterWindow;
 
+  /** Looks at the device behind `window` when told to. */
   constructor(window: RegisterWindow) {
     this.#window = window;
   }
@@ -82,7 +84,7 @@ export class MmioProbe {
     this.addStatus(VIRTIO_CONFIG_S_DRIVER);
     const offered = this.#offered();
     if (!hasFeature(offered, VIRTIO_F_VERSION_1)) {
-      this.addStatus(VIRTIO_CONFIG_S_FAILED);
+      this.fail();
       throw new ProbeError("the device is a legacy one: it does not offer VERSION_1");
     }
     const accepted = choose(offered);
@@ -92,7 +94,7 @@ export class MmioProbe {
     }
     this.addStatus(VIRTIO_CONFIG_S_FEATURES_OK);
     if (!(this.read("Status") & VIRTIO_CONFIG_S_FEATURES_OK)) {
-      this.addStatus(VIRTIO_CONFIG_S_FAILED);
+      this.fail();
       throw new ProbeError(`the device refused the features ${featureBits(accepted).join(", ")}`);
     }
     return accepted;
@@ -128,10 +130,17 @@ export class MmioProbe {
   async resetQueue(index: number): Promise<void> {
     this.write("QueueSel", index);
     this.write("QueueReset", 1);
-    while (this.read("QueueReset") !== 0) await turn();
-    // Another queue may have been selected meanwhile.
-    this.write("QueueSel", index);
+    while (this.read("QueueReset") !== 0) {
+      await turn();
+      // Another queue may have been selected meanwhile.
+      this.write("QueueSel", index);
+    }
     if (this.read("QueueReady") !== 0) throw new ProbeError(`queue ${index} did not stop`);
+  }
+
+  /** The driver gives up on the device (§3.1.1); only a reset makes it usable again. */
+  fail(): void {
+    this.addStatus(VIRTIO_CONFIG_S_FAILED);
   }
 
   /** Step 8 of §3.1.1: the device is live. */

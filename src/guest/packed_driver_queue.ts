@@ -35,6 +35,7 @@ import {
 
 /** A packed virtqueue, as the driver sees it. */
 export class PackedDriverQueue extends DriverQueue {
+  /** Where the three areas are. */
   readonly addresses: QueueAddresses;
 
   readonly #ram: DataView;
@@ -42,7 +43,7 @@ export class PackedDriverQueue extends DriverQueue {
   readonly #ring: number;
   readonly #driverEvent: number;
   readonly #deviceEvent: number;
-  /** Free buffer IDs, as a stack; with IN_ORDER as a queue, so that IDs come back in order too. */
+  /** Free buffer IDs, as a stack: any ID that is not in flight will do. */
   readonly #ids: number[];
   /** The next descriptor to make available. */
   #availSlot = 0;
@@ -63,6 +64,7 @@ export class PackedDriverQueue extends DriverQueue {
   #batchId = -1;
   #batchLength = 0;
 
+  /** Allocates the ring, empty. */
   constructor(allocator: GuestAllocator, options: DriverQueueOptions) {
     super(allocator, options);
     const sizes = packedSizes(options.size);
@@ -81,7 +83,9 @@ export class PackedDriverQueue extends DriverQueue {
     this.#ids = Array.from({ length: options.size }, (_, i) => options.size - 1 - i);
   }
 
+  /** Adds a buffer, not yet visible to the device; returns whether there was room. */
   override add(elements: readonly BufferElement[], count: number, token: number): boolean {
+    this.checkBuffer(elements, count);
     const slots = this.slotsFor(count);
     if (slots > this.free || this.#ids.length === 0) return false;
     const id = this.#takeId();
@@ -106,6 +110,7 @@ export class PackedDriverQueue extends DriverQueue {
     return true;
   }
 
+  /** Adds descriptors exactly as given; returns whether there was room. */
   override addRaw(descriptors: readonly RawDescriptor[], indirect: boolean, token: number): boolean {
     const slots = indirect ? 1 : descriptors.length;
     if (slots > this.free || slots === 0 || this.#ids.length === 0) return false;
@@ -129,6 +134,7 @@ export class PackedDriverQueue extends DriverQueue {
     return true;
   }
 
+  /** Makes what was added available; returns whether the device wants a notification. */
   override publish(): boolean {
     const slots = this.#addedSlots;
     if (this.added === 0) return false;
@@ -147,6 +153,7 @@ export class PackedDriverQueue extends DriverQueue {
     return passesEvent(event, this.#availSlot, this.#availSlot - slots);
   }
 
+  /** Takes a used buffer and returns its token; -1 when there is none. */
   override take(): number {
     if (this.#batchId < 0) {
       const at = this.#ring + this.#usedSlot * PVIRTQ_DESC_SIZE;
@@ -167,10 +174,12 @@ export class PackedDriverQueue extends DriverQueue {
     return this.#reclaim(id, last ? this.#batchLength : 0xffffffff);
   }
 
+  /** Asks the device for no notifications. */
   override disableInterrupts(): void {
     this.#storeWord(this.#driverEvent + EVENT_FLAGS, RING_EVENT_FLAGS_DISABLE);
   }
 
+  /** Asks the device for notifications; returns whether a buffer was used meanwhile. */
   override enableInterrupts(): boolean {
     if (this.eventIdx) {
       this.#storeWord(this.#driverEvent + EVENT_OFF_WRAP, this.#usedSlot | (this.#usedWrap ? 0x8000 : 0));
@@ -182,10 +191,12 @@ export class PackedDriverQueue extends DriverQueue {
     return this.#isUsed(Atomics.load(this.#words, at / 2));
   }
 
+  /** Where the next buffer goes, as NOTIFICATION_DATA wants it. */
   override get position(): number {
     return this.#availSlot | (this.#availWrap ? 0x8000 : 0);
   }
 
+  /** The ring, in lines to print. */
   override describe(): string[] {
     const event = (offset: number) => {
       const [offWrap, flags] = [0, 2].map((field) => Atomics.load(this.#words, (offset + field) / 2));

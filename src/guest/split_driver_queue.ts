@@ -35,6 +35,7 @@ import {
 
 /** A split virtqueue, as the driver sees it. */
 export class SplitDriverQueue extends DriverQueue {
+  /** Where the three areas are. */
   readonly addresses: QueueAddresses;
 
   readonly #mask: number;
@@ -58,6 +59,7 @@ export class SplitDriverQueue extends DriverQueue {
   #batchId = 0;
   #batchLength = 0;
 
+  /** Allocates the ring, empty. */
   constructor(allocator: GuestAllocator, options: DriverQueueOptions) {
     super(allocator, options);
     const sizes = splitSizes(options.size);
@@ -78,7 +80,9 @@ export class SplitDriverQueue extends DriverQueue {
     this.#heads = new Uint16Array(options.size);
   }
 
+  /** Adds a buffer, not yet visible to the device; returns whether there was room. */
   override add(elements: readonly BufferElement[], count: number, token: number): boolean {
+    this.checkBuffer(elements, count);
     const slots = this.slotsFor(count);
     if (slots > this.free) return false;
     const head = this.#firstFree;
@@ -119,6 +123,7 @@ export class SplitDriverQueue extends DriverQueue {
     return true;
   }
 
+  /** Adds descriptors exactly as given; returns whether there was room. */
   override addRaw(descriptors: readonly RawDescriptor[], indirect: boolean, token: number): boolean {
     const slots = indirect ? 1 : descriptors.length;
     if (slots > this.free || slots === 0) return false;
@@ -141,6 +146,7 @@ export class SplitDriverQueue extends DriverQueue {
     return true;
   }
 
+  /** Makes what was added available; returns whether the device wants a notification. */
   override publish(): boolean {
     const { added } = this;
     if (added === 0) return false;
@@ -155,6 +161,7 @@ export class SplitDriverQueue extends DriverQueue {
     return (Atomics.load(this.#words, (this.#used + USED_FLAGS) / 2) & VIRTQ_USED_F_NO_NOTIFY) === 0;
   }
 
+  /** Takes a used buffer and returns its token; -1 when there is none. */
   override take(): number {
     if (this.inOrder) return this.#takeInOrder();
     if (Atomics.load(this.#words, (this.#used + USED_IDX) / 2) === this.#usedIdx) return -1;
@@ -187,21 +194,25 @@ export class SplitDriverQueue extends DriverQueue {
     return this.#reclaim(head);
   }
 
+  /** Asks the device for no notifications. */
   override disableInterrupts(): void {
     // With EVENT_IDX the flags stay 0 (§2.7.7.1), and a used_event that is behind asks for nothing.
     if (!this.eventIdx) this.#storeWord(this.#avail + AVAIL_FLAGS, VIRTQ_AVAIL_F_NO_INTERRUPT);
   }
 
+  /** Asks the device for notifications; returns whether a buffer was used meanwhile. */
   override enableInterrupts(): boolean {
     if (this.eventIdx) this.#storeWord(this.#avail + usedEventOffset(this.size), this.#usedIdx);
     else this.#storeWord(this.#avail + AVAIL_FLAGS, 0);
     return Atomics.load(this.#words, (this.#used + USED_IDX) / 2) !== this.#usedIdx;
   }
 
+  /** Where the next buffer goes, as NOTIFICATION_DATA wants it. */
   override get position(): number {
     return this.#availIdx;
   }
 
+  /** The ring, in lines to print. */
   override describe(): string[] {
     const word = (offset: number) => Atomics.load(this.#words, offset / 2);
     const usedIdx = word(this.#used + USED_IDX);

@@ -19,6 +19,7 @@ export const SECTOR_BYTES = 512;
 export interface Extent {
   /** Offset on the disk, in bytes. */
   readonly guestOffset: number;
+  /** Length of the run, in bytes. */
   readonly lengthBytes: number;
   /** `data`: stored at `hostOffset`. `zero`: reads as zeros and occupies nothing. */
   readonly kind: "data" | "zero";
@@ -32,6 +33,7 @@ export interface Image {
   readonly name: string;
   /** `"raw"`; later others. */
   readonly format: string;
+  /** Whether writes must not be asked for. */
   readonly readOnly: boolean;
   /** Size of the disk, in bytes: a multiple of 512. */
   readonly sizeBytes: number;

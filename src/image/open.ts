@@ -7,7 +7,7 @@
 import { SegmentList } from "../memory/segment_list.ts";
 import { BlockError } from "../storage/block_error.ts";
 import { DenoFileStorage } from "../storage/deno_file.ts";
-import { MemoryStorage } from "../storage/memory.ts";
+import { MEMORY_STORAGE_MAX_BYTES, MemoryStorage } from "../storage/memory.ts";
 import { OverlayStorage } from "../storage/overlay.ts";
 import type { Storage } from "../storage/storage.ts";
 import type { Image } from "./image.ts";
@@ -28,6 +28,7 @@ export interface OpenOptions {
 
 /** Formats by what their first bytes look like: offset, bytes. */
 const MAGICS: readonly (readonly [format: string, offset: number, magic: string])[] = [
+  ["qcow", 0, "QFI\xfb\0\0\0\x01"],
   ["qcow2", 0, "QFI\xfb"],
   ["qed", 0, "QED\0"],
   ["vmdk", 0, "KDMV"],
@@ -68,12 +69,12 @@ export async function openImage(name: string, options: OpenOptions = {}): Promis
 function openStorage(name: string, options: OpenOptions): Storage {
   if (name.startsWith("mem:")) {
     const size = parseSize(name.slice(4));
-    if (typeof size !== "number") {
+    if (typeof size !== "number" || size > MEMORY_STORAGE_MAX_BYTES) {
       throw new BlockError({
         kind: "invalid",
         path: name,
         operation: "open",
-        reason: size === "too-large" ? "The size is too large" : "The size is not a number",
+        reason: size === "not-a-number" ? "The size is not a number" : "The size is too large: it must be below 16 TiB",
         hint: "write it as in mem:64M",
       });
     }

@@ -17,13 +17,13 @@ const LARGEST = 2n ** 63n - 1n;
  * @returns bytes, rounded to the nearest; or why not
  */
 export function parseSize(text: string): number | SizeError {
-  const match = /^\s*\+?(?:(0x[0-9a-f]+)|(\d+)(\.\d*)?([bkmgtpe])?)$/i.exec(text);
+  const match = /^[\t-\r ]*\+?(?:(0x[0-9a-f]+)|(\d+|(?=\.\d))(\.\d*)?([bkmgtpe])?)$/i.exec(text);
   if (match === null) return "not-a-number";
   const [, hex, whole, fraction, suffix] = match;
   const unit = 1024n ** BigInt(suffix === undefined ? 0 : SUFFIX_POWER.indexOf(suffix.toLowerCase()));
   // Half a byte has no meaning: a fraction needs a suffix above b.
   const part = Number(`0${fraction ?? ""}`);
-  if (part > 0 && unit === 1n) return "not-a-number";
+  if (unit === 1n && /[1-9]/.test(fraction ?? "")) return "not-a-number";
   const value = BigInt(hex ?? whole) * unit + BigInt(Math.round(part * Number(unit)));
   if (value > LARGEST) return "too-large";
   // Between 2^53 and 2^63 a number can't be exact; no disk is that large, so the nearest one does as well.

@@ -18,6 +18,8 @@ export class GuestMemory {
   #last: MemoryRegion;
 
   /**
+   * Puts regions together.
+   *
    * @param regions the regions, in any order; at least one
    * @throws RangeError when two of them overlap
    */

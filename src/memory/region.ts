@@ -26,6 +26,11 @@ export class MemoryRegion {
   #viewOffsets = new Float64Array(VIEW_CACHE_SLOTS).fill(-1);
   #views: (Uint8Array | undefined)[] = new Array(VIEW_CACHE_SLOTS).fill(undefined);
 
+  /**
+   * Puts `bytes` at a guest-physical address.
+   *
+   * @throws RangeError when they go beyond 2^53, or start at an odd offset of their buffer
+   */
   constructor(guestAddress: number, bytes: Uint8Array) {
     if (!Number.isSafeInteger(guestAddress) || guestAddress < 0) {
       throw new RangeError(`memory region: guest address ${guestAddress} is not a whole number below 2^53`);
@@ -40,7 +45,8 @@ export class MemoryRegion {
     this.sizeBytes = bytes.byteLength;
     this.bytes = bytes;
     this.view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    this.words = new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength >>> 1);
+    // Not `>>> 1`: that works on 32 bits, and a region can be larger than 4 GiB.
+    this.words = new Uint16Array(bytes.buffer, bytes.byteOffset, Math.floor(bytes.byteLength / 2));
   }
 
   /**

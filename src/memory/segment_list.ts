@@ -23,7 +23,11 @@ export class SegmentList {
   /** A list of one segment that covers host bytes which belong to no guest. */
   static over(bytes: Uint8Array): SegmentList {
     const list = new SegmentList();
-    list.append(new MemoryRegion(0, bytes.byteOffset % 2 === 0 ? bytes : bytes.slice()), 0, bytes.byteLength);
+    // A region starts at an even offset of its buffer, so for odd bytes it starts one before them. Never a copy:
+    // what is written through the list would be lost.
+    const odd = bytes.byteOffset % 2;
+    const whole = odd === 0 ? bytes : new Uint8Array(bytes.buffer, bytes.byteOffset - 1, bytes.byteLength + 1);
+    list.append(new MemoryRegion(0, whole), odd, bytes.byteLength);
     return list;
   }
 

@@ -23,9 +23,11 @@ export type BlockOperation = "open" | "read" | "write" | "flush" | "discard" | "
 
 /** The facts of a failure. */
 export interface BlockErrorFacts {
+  /** What kind of failure it was. */
   readonly kind: BlockErrorKind;
   /** Name of the image, as the user gave it. */
   readonly path: string;
+  /** What was being done. */
   readonly operation: BlockOperation;
   /** Byte offset in the file, where there is one. */
   readonly offset?: number;
@@ -33,6 +35,7 @@ export interface BlockErrorFacts {
   readonly reason?: string;
   /** What the user can do about it. */
   readonly hint?: string;
+  /** What the host threw. */
   readonly cause?: unknown;
 }
 
@@ -52,14 +55,22 @@ const REASONS: Record<BlockErrorKind, string> = {
 
 /** A failure of the host. */
 export class BlockError extends Error {
+  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
   override readonly name = "BlockError";
+  /** What kind of failure it was. */
   readonly kind: BlockErrorKind;
+  /** Name of the image, as the user gave it. */
   readonly path: string;
+  /** What was being done. */
   readonly operation: BlockOperation;
+  /** Byte offset in the file, where there is one. */
   readonly offset: number | undefined;
+  /** What went wrong, in plain words. */
   readonly reason: string;
+  /** What the user can do about it. */
   readonly hint: string | undefined;
 
+  /** Makes the message of the facts. */
   constructor(facts: BlockErrorFacts) {
     const reason = facts.reason ?? REASONS[facts.kind];
     const what = facts.operation === "open"
@@ -79,13 +90,15 @@ export class BlockError extends Error {
   static from(cause: unknown, facts: Omit<BlockErrorFacts, "kind" | "cause">): BlockError {
     if (cause instanceof BlockError) return cause;
     const kind = kindOf(cause);
-    const reason = kind === "io" && cause instanceof Error ? `Input/output error (${cause.message})` : undefined;
+    const special = REASON_BY_CODE[(cause as { code?: string } | undefined)?.code ?? ""];
+    const reason = kind === "io" && cause instanceof Error ? `Input/output error (${cause.message})` : special;
     return new BlockError({ ...facts, kind, reason: facts.reason ?? reason, cause });
   }
 }
 
 const KIND_BY_CODE: Record<string, BlockErrorKind> = {
   ENOENT: "not-found",
+  ENOTDIR: "not-found",
   EACCES: "not-permitted",
   EPERM: "not-permitted",
   EROFS: "not-permitted",
@@ -96,6 +109,14 @@ const KIND_BY_CODE: Record<string, BlockErrorKind> = {
   EINVAL: "invalid",
   EOPNOTSUPP: "unsupported",
   ENOSYS: "unsupported",
+};
+
+/** Where the kind's own words would mislead. */
+const REASON_BY_CODE: Record<string, string> = {
+  ENOTDIR: "Not a directory",
+  EROFS: "Read-only file system",
+  EDQUOT: "Disk quota exceeded",
+  EFBIG: "File too large",
 };
 
 function kindOf(cause: unknown): BlockErrorKind {

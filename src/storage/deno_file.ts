@@ -32,6 +32,7 @@ interface TryLock {
 /** A file or block device. */
 export class DenoFileStorage implements Storage {
   readonly name: string;
+  /** Whether it was opened for reading only. */
   readonly readOnly: boolean;
   readonly #file: Deno.FsFile;
   /** Block devices cannot be extended. */
@@ -57,17 +58,11 @@ export class DenoFileStorage implements Storage {
     const readOnly = options.readOnly ?? false;
     let file: Deno.FsFile | undefined;
     try {
+      // Before it is opened too: to open a FIFO would wait for somebody at its other end.
+      checkIsDisk(Deno.statSync(path), path);
       file = Deno.openSync(path, { read: true, write: !readOnly });
       const stat = file.statSync();
-      if (stat.isDirectory) throw new BlockError({ kind: "is-directory", path, operation: "open" });
-      if (!stat.isFile && !stat.isBlockDevice) {
-        throw new BlockError({
-          kind: "unsupported",
-          path,
-          operation: "open",
-          reason: "Neither a regular file nor a block device",
-        });
-      }
+      checkIsDisk(stat, path);
       if (!options.share) lock(file, path, readOnly);
       return new DenoFileStorage(path, file, readOnly, stat.isBlockDevice === true);
     } catch (error) {
@@ -124,9 +119,10 @@ export class DenoFileStorage implements Storage {
 
   /** Writes zeros where there are none: with no way to free the space, that is what a reader expects to find. */
   discard(offset: number, lengthBytes: number): Completion {
-    const end = Math.min(offset + lengthBytes, this.sizeBytes);
-    if (offset >= end) return;
-    this.#attempt("discard", offset, () => this.#writeZeros(offset, end - offset));
+    this.#attempt("discard", offset, () => {
+      const end = Math.min(offset + lengthBytes, this.sizeBytes);
+      if (offset < end) this.#writeZeros(offset, end - offset);
+    });
   }
 
   truncate(sizeBytes: number): Completion {
@@ -199,6 +195,17 @@ function isZero(bytes: Uint8Array, from: number, to: number): boolean {
   return true;
 }
 
+function checkIsDisk(stat: Deno.FileInfo, path: string): void {
+  if (stat.isDirectory) throw new BlockError({ kind: "is-directory", path, operation: "open" });
+  if (stat.isFile || stat.isBlockDevice) return;
+  throw new BlockError({
+    kind: "unsupported",
+    path,
+    operation: "open",
+    reason: "Neither a regular file nor a block device",
+  });
+}
+
 function lock(file: Deno.FsFile & TryLock, path: string, readOnly: boolean): void {
   // Deno 2.4 can only wait for a lock; an image that hangs is worse than one without a lock.
   if (file.tryLockSync === undefined || file.tryLockSync(!readOnly)) return;
@@ -217,14 +224,20 @@ function lock(file: Deno.FsFile & TryLock, path: string, readOnly: boolean): voi
 
 function openHint(error: unknown, path: string, readOnly: boolean): string | undefined {
   if (error instanceof BlockError) return error.hint;
-  const wanted = readOnly ? "read" : "read and write";
-  if ((error as Error)?.name === "NotCapable") {
-    const flags = readOnly ? `--allow-read=${path}` : `--allow-read=${path} --allow-write=${path}`;
-    return `run again with ${flags} (right after 'deno run')`;
+  const { kind, reason } = BlockError.from(error, { path, operation: "open" });
+  switch (kind) {
+    case "not-capable": {
+      const flags = readOnly ? `--allow-read=${path}` : `--allow-read=${path} --allow-write=${path}`;
+      // Deno gives what is under /dev, /proc and /sys only to those who may do everything.
+      const wanted = (error as Error).message.includes("all access") ? "--allow-all" : flags;
+      return `run again with ${wanted} (right after 'deno run')`;
+    }
+    case "not-permitted":
+      if (reason !== "Permission denied") return readOnly ? undefined : "give -r to read only";
+      return readOnly
+        ? "the file's mode does not let you read it"
+        : "the file's mode does not let you read and write it; -r needs reading only";
+    case "not-found":
+      return `check the name; 'mem:64M' attaches a disk in memory`;
   }
-  if (error instanceof Deno.errors.PermissionDenied) {
-    return `the file's mode does not let you ${wanted} it${readOnly ? "" : "; -r needs reading only"}`;
-  }
-  if (error instanceof Deno.errors.NotFound) return `check the name; 'mem:64M' attaches a disk in memory`;
-  return undefined;
 }

@@ -11,8 +11,11 @@ import { after, type Completion, type Storage } from "./storage.ts";
 export interface StorageOperation {
   /** Counts the operations of this storage from 0. */
   readonly index: number;
+  /** Which method was called. */
   readonly kind: "read" | "write" | "flush" | "zero" | "discard" | "truncate";
+  /** In bytes; 0 for a flush or a truncate. */
   readonly offset: number;
+  /** Length in bytes, or the new size for a truncate. */
   readonly lengthBytes: number;
 }
 
@@ -29,6 +32,7 @@ export class FaultStorage implements Storage {
   readonly #inner: Storage;
   #index = 0;
 
+  /** Takes `inner` over: it is closed with this one. */
   constructor(inner: Storage, hook: FaultHook = () => {}) {
     this.#inner = inner;
     this.hook = hook;
@@ -38,6 +42,7 @@ export class FaultStorage implements Storage {
     return this.#inner.name;
   }
 
+  /** Whether the inner storage is read-only. */
   get readOnly(): boolean {
     return this.#inner.readOnly;
   }

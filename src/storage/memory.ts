@@ -5,21 +5,33 @@
  */
 
 import type { SegmentList } from "../memory/segment_list.ts";
+import { BlockError } from "./block_error.ts";
 import type { Completion, Storage } from "./storage.ts";
 
 /** Size of a page. One 4 KiB request on a page moves with one copy and without making a view. */
 export const PAGE_BYTES = 4096;
 
+/** How many pages are cleared one by one, whether they exist or not. */
+const MANY_PAGES = 1 << 16;
+
 const ZERO_PAGE = new Uint8Array(PAGE_BYTES);
+
+/** Largest size: as many pages as an array has indexes. */
+export const MEMORY_STORAGE_MAX_BYTES = (2 ** 32 - 1) * PAGE_BYTES;
 
 /** A storage in memory; sparse. */
 export class MemoryStorage implements Storage {
   readonly name: string;
+  /** Whether whoever writes should be refused. */
   readonly readOnly: boolean;
   #sizeBytes: number;
   readonly #pages: (Uint8Array | undefined)[] = [];
 
-  /** @param sizeBytes initial size; all bytes read as zeros */
+  /**
+   * Allocates nothing yet.
+   *
+   * @param sizeBytes initial size; all bytes read as zeros
+   */
   constructor(sizeBytes: number, options: { name?: string; readOnly?: boolean } = {}) {
     this.#sizeBytes = sizeBytes;
     this.name = options.name ?? `mem:${sizeBytes}`;
@@ -33,7 +45,7 @@ export class MemoryStorage implements Storage {
   /** Number of pages that hold something. */
   get pageCount(): number {
     let count = 0;
-    this.#pages.forEach(() => count++);
+    for (const _ in this.#pages) count++;
     return count;
   }
 
@@ -89,7 +101,11 @@ export class MemoryStorage implements Storage {
   }
 
   truncate(sizeBytes: number): Completion {
-    if (sizeBytes < this.#sizeBytes) this.#clear(sizeBytes, this.#sizeBytes - sizeBytes);
+    if (sizeBytes > MEMORY_STORAGE_MAX_BYTES) {
+      const reason = "A disk in memory must be below 16 TiB";
+      throw new BlockError({ kind: "invalid", path: this.name, operation: "resize", reason });
+    }
+    if (sizeBytes < this.#sizeBytes) this.#clear(sizeBytes, this.#pages.length * PAGE_BYTES - sizeBytes);
     this.#sizeBytes = sizeBytes;
   }
 
@@ -102,14 +118,29 @@ export class MemoryStorage implements Storage {
   }
 
   #clear(offset: number, lengthBytes: number): void {
-    for (let at = offset, left = lengthBytes; left > 0;) {
-      const from = at % PAGE_BYTES;
-      const take = Math.min(left, PAGE_BYTES - from);
-      const index = Math.floor(at / PAGE_BYTES);
-      if (take === PAGE_BYTES) delete this.#pages[index];
-      else this.#pages[index]?.set(ZERO_PAGE.subarray(0, take), from);
-      at += take;
-      left -= take;
+    if (lengthBytes <= 0) return;
+    const end = offset + lengthBytes;
+    const firstWhole = Math.ceil(offset / PAGE_BYTES);
+    const endWhole = Math.floor(end / PAGE_BYTES);
+    if (firstWhole > endWhole) return this.#clearPart(offset, lengthBytes);
+    this.#clearPart(offset, firstWhole * PAGE_BYTES - offset);
+    this.#clearPart(endWhole * PAGE_BYTES, end - endWhole * PAGE_BYTES);
+    if (endWhole >= this.#pages.length) {
+      this.#pages.length = Math.min(this.#pages.length, firstWhole);
+    } else if (endWhole - firstWhole < MANY_PAGES) {
+      for (let index = firstWhole; index < endWhole; index++) delete this.#pages[index];
+    } else {
+      // A disk can have billions of pages of which a few exist: look at those only.
+      for (const key in this.#pages) {
+        const index = Number(key);
+        if (index >= firstWhole && index < endWhole) delete this.#pages[index];
+      }
     }
+  }
+
+  /** Clears a range inside one page. */
+  #clearPart(offset: number, lengthBytes: number): void {
+    if (lengthBytes === 0) return;
+    this.#pages[Math.floor(offset / PAGE_BYTES)]?.set(ZERO_PAGE.subarray(0, lengthBytes), offset % PAGE_BYTES);
   }
 }

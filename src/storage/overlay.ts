@@ -11,13 +11,18 @@ import { after, type Completion, type Storage } from "./storage.ts";
 /** Reads from `base` what was never written, and from memory what was. */
 export class OverlayStorage implements Storage {
   readonly name: string;
+  /** Whether whoever writes should be refused. */
   readonly readOnly: boolean;
   readonly #base: Storage;
   readonly #top: MemoryStorage;
   /** Bytes at and above this are not the base's any more. */
   #baseEnd: number;
 
-  /** @param readOnly whether to refuse what could be written anyway */
+  /**
+   * Takes the base over: it is closed with this one.
+   *
+   * @param readOnly whether to refuse what could be written anyway
+   */
   constructor(base: Storage, readOnly = false) {
     this.readOnly = readOnly;
     this.name = base.name;
@@ -86,7 +91,10 @@ export class OverlayStorage implements Storage {
       const list = SegmentList.over(bytes);
       completion = after(completion, () => {
         if (this.#top.hasPage(page)) return;
-        return after(this.#base.read(page, list), () => this.#top.write(page, list));
+        return after(this.#base.read(page, list), () => {
+          // While the base was slow another write may have brought the page up, and changed it.
+          if (!this.#top.hasPage(page)) return this.#top.write(page, list);
+        });
       });
     }
     return completion;

@@ -22,6 +22,7 @@ export function after(completion: Completion, next: () => Completion): Completio
 export interface Storage {
   /** Name for messages: the path as the user gave it. */
   readonly name: string;
+  /** Whether it was opened for reading only. */
   readonly readOnly: boolean;
   /** Size in bytes. `write` and `zero` beyond the end extend it. */
   readonly sizeBytes: number;

@@ -7,27 +7,39 @@
 
 /** A descriptor as the device read it. */
 export interface TraceDescriptor {
+  /** Its place in the descriptor table, ring or indirect table. */
   readonly index: number;
+  /** Whether that is an indirect table. */
   readonly indirect: boolean;
   /** Guest-physical address; `null` in JSON when it is 2^53 or more. */
   readonly address: number;
+  /** Length in bytes. */
   readonly length: number;
+  /** VIRTQ_DESC_F_* bits. */
   readonly flags: number;
 }
 
 /** A rule that was broken. */
 export interface TraceViolation {
+  /** Name of the rule that was broken. */
   readonly rule: string;
+  /** Where VIRTIO 1.4 says it. */
   readonly section: string;
+  /** What the rule asks for, in plain words. */
   readonly expected: string;
+  /** What came instead. */
   readonly found: string;
 }
 
 /** A run of the disk and where it is stored. */
 export interface TraceExtent {
+  /** Offset on the disk, in bytes. */
   readonly guestOffset: number;
+  /** Length in bytes. */
   readonly lengthBytes: number;
+  /** Stored, or reads as zeros and occupies nothing. */
   readonly kind: "data" | "zero";
+  /** Offset in the storage, for `data`. */
   readonly hostOffset?: number;
 }
 

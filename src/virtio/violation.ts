@@ -19,7 +19,9 @@ export interface Violation {
 
 /** A rule without its finding: one row of a table of rules. */
 export interface Rule {
+  /** Where VIRTIO 1.4 says it. */
   readonly section: string;
+  /** What the rule asks for, in plain words. */
   readonly expected: string;
 }
 

@@ -19,6 +19,7 @@ export class RawImage implements Image {
   /** Where the storage ends, when that is not at the end of the last sector; `#sizeBytes` otherwise. */
   #tail: number;
 
+  /** Takes the storage over: it is closed with the image. */
   constructor(storage: Storage) {
     this.#storage = storage;
     this.#tail = storage.sizeBytes;
@@ -29,6 +30,7 @@ export class RawImage implements Image {
     return this.#storage.name;
   }
 
+  /** Whether the storage was opened for reading only. */
   get readOnly(): boolean {
     return this.#storage.readOnly;
   }
@@ -60,8 +62,10 @@ export class RawImage implements Image {
   }
 
   writeZeroes(offset: number, lengthBytes: number, mayUnmap: boolean): Completion {
-    const end = offset + lengthBytes;
-    return after(this.#storage.zero(offset, lengthBytes, mayUnmap), () => this.#grow(end));
+    // As in QEMU: what may be unmapped does not make the file longer; behind its end it reads as zeros already.
+    const end = mayUnmap ? Math.min(offset + lengthBytes, this.#tail) : offset + lengthBytes;
+    if (end <= offset) return;
+    return after(this.#storage.zero(offset, end - offset, mayUnmap), () => this.#grow(end));
   }
 
   discard(offset: number, lengthBytes: number): Completion {

@@ -49,6 +49,7 @@ export type MmioRegister = keyof typeof MMIO;
 
 /** Bits of InterruptStatus and InterruptACK. */
 export const VIRTIO_MMIO_INT_VRING = 1;
+/** InterruptStatus: the configuration changed (§4.2.2). */
 export const VIRTIO_MMIO_INT_CONFIG = 2;
 
 /** The value that names no shared memory region: its length is -1, its base all ones (§4.2.2). */

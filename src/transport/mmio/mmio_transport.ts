@@ -54,7 +54,9 @@ const UNSUPPORTED = featureSet(VIRTIO_F_NOTIF_CONFIG_DATA);
 
 /** What happened at the registers; each would be an exit of a virtual machine. */
 export interface MmioCounters {
+  /** Registers read by the driver. */
   reads: number;
+  /** Registers written by the driver. */
   writes: number;
   /** Writes to QueueNotify, which are also among `writes`. */
   notifications: number;
@@ -91,13 +93,19 @@ export class MmioTransport implements RegisterWindow {
   #status = 0;
   #resetting = false;
   #accepted = 0n;
+  /** VIRTIO_F_NOTIFICATION_DATA was negotiated. */
+  #notificationData = false;
   #deviceFeaturesSel = 0;
   #driverFeaturesSel = 0;
   #queueSel = 0;
   #queues: QueueSetup[] = [];
   #interruptStatus = 0;
 
-  /** @param memory the driver's memory, which the device reaches through the queues */
+  /**
+   * Puts registers in front of a device.
+   *
+   * @param memory the driver's memory, which the device reaches through the queues
+   */
   constructor(device: Device, memory: GuestMemory, trace?: TraceSink) {
     this.#device = device;
     this.#memory = memory;
@@ -209,6 +217,9 @@ export class MmioTransport implements RegisterWindow {
     if (!(this.#status & VIRTIO_CONFIG_S_FEATURES_OK)) {
       return this.#ignore("config-early", `offset ${offset} was written`);
     }
+    if (this.#resetting) {
+      return this.#ignore("in-reset", `offset ${offset} of the configuration was written before the reset ended`);
+    }
     const bytes = new Uint8Array(4);
     new DataView(bytes.buffer).setUint32(0, value >>> 0, true);
     this.#device.writeConfig(offset, bytes.subarray(0, width));
@@ -259,6 +270,7 @@ export class MmioTransport implements RegisterWindow {
       this.#report(refusal, "refused");
       return false;
     }
+    this.#notificationData = hasFeature(this.#accepted, VIRTIO_F_NOTIFICATION_DATA);
     this.#device.negotiated(this.#accepted);
     this.#trace?.({ event: "features", accepted: featureNames(this.#accepted, this.#device.featureNames) });
     return true;
@@ -355,7 +367,7 @@ export class MmioTransport implements RegisterWindow {
   #notify(value: number): void {
     this.counters.notifications++;
     // §2.9: with NOTIFICATION_DATA the upper half tells the ring position, which the ring itself tells better.
-    const index = hasFeature(this.#accepted, VIRTIO_F_NOTIFICATION_DATA) ? value & 0xffff : value;
+    const index = this.#notificationData ? value & 0xffff : value;
     if (!(this.#status & VIRTIO_CONFIG_S_DRIVER_OK)) {
       return this.#ignore("notify-early", `queue ${index} was notified`);
     }
@@ -375,6 +387,7 @@ export class MmioTransport implements RegisterWindow {
     this.#resetting = false;
     this.#status = 0;
     this.#accepted = 0n;
+    this.#notificationData = false;
     this.#deviceFeaturesSel = 0;
     this.#driverFeaturesSel = 0;
     this.#queueSel = 0;

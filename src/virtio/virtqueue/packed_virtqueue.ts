@@ -37,6 +37,7 @@ import { INDIRECT_MAX_DESCRIPTORS, locateParts, type QueuePart, Virtqueue, type 
 
 /** A packed virtqueue, as the device sees it. */
 export class PackedVirtqueue extends Virtqueue {
+  /** The layout of the ring, by its name in §2.8. */
   readonly layout = "packed";
 
   readonly #ring: DataView;
@@ -56,8 +57,6 @@ export class PackedVirtqueue extends Virtqueue {
   /** Where the next used descriptor goes. */
   #usedSlot = 0;
   #usedWrap = true;
-  /** Ring descriptors popped and not yet pushed: more than `size` would let the driver overrun the ring. */
-  #descriptorsInFlight = 0;
   /** Ring descriptors passed over by used ones since the last `publish`. */
   #stagedDescriptors = 0;
   /** Flags of the first staged descriptor, written last, so that a batch appears at once. */
@@ -96,39 +95,35 @@ export class PackedVirtqueue extends Virtqueue {
     return "rule" in parts ? parts : new PackedVirtqueue(config, parts);
   }
 
+  /** Takes the next available buffer (§2.8.1), if there is one. */
   override pop(chain: DescriptorChain): boolean {
     if (this.violation !== null) return false;
     this.begin(chain);
     const flags = Atomics.load(this.#ringWords, this.#flagsWord + this.#availSlot * 8);
-    if (!this.#isAvailable(flags)) return false;
+    if (!this.#isAvailable(flags, this.#availWrap)) return false;
     if (!this.#walk(chain, flags)) return false;
     if (this.inFlight[chain.head] !== 0) {
       return this.broken("id-in-flight", `buffer ID ${chain.head} was used again while in flight`);
     }
-    this.#descriptorsInFlight += chain.descriptorCount;
-    if (this.#descriptorsInFlight > this.size) {
-      return this.broken(
-        "ring-overrun",
-        `${this.#descriptorsInFlight} descriptors are in flight, the ring has ${this.size}`,
-      );
-    }
+    if (!this.take(chain)) return false;
     this.#availSlot += chain.descriptorCount;
     if (this.#availSlot >= this.size) {
       this.#availSlot -= this.size;
       this.#availWrap = !this.#availWrap;
     }
-    return this.take(chain);
+    return true;
   }
 
-  /** §2.8.1: AVAIL equals the wrap counter of this lap and USED does not. */
-  #isAvailable(flags: number): boolean {
+  /** §2.8.1: AVAIL equals the wrap counter of the descriptor's lap and USED does not. */
+  #isAvailable(flags: number, wrap: boolean): boolean {
     const avail = (flags & PVIRTQ_DESC_F_AVAIL) !== 0;
     const used = (flags & PVIRTQ_DESC_F_USED) !== 0;
-    return avail === this.#availWrap && used !== this.#availWrap;
+    return avail === wrap && used !== wrap;
   }
 
   #walk(chain: DescriptorChain, firstFlags: number): boolean {
     let slot = this.#availSlot;
+    let wrap = this.#availWrap;
     let flags = firstFlags;
     for (let count = 1;; count++) {
       const at = this.#ringOffset + slot * PVIRTQ_DESC_SIZE;
@@ -146,8 +141,18 @@ export class PackedVirtqueue extends Virtqueue {
       if (count >= this.size) {
         return this.broken("chain-too-long", `the list at slot ${this.#availSlot} has more than ${this.size}`);
       }
-      if (++slot === this.size) slot = 0;
+      if (++slot === this.size) {
+        slot = 0;
+        wrap = !wrap;
+      }
       flags = this.#ring.getUint16(this.#ringOffset + slot * PVIRTQ_DESC_SIZE + PVIRTQ_DESC_FLAGS, true);
+      // §2.8.15: no descriptor is used before its own flags say that it is available, behind the first one too.
+      if (!this.#isAvailable(flags, wrap)) {
+        return this.broken(
+          "list-unavailable",
+          `the list at slot ${this.#availSlot} continues at slot ${slot}, which is not available`,
+        );
+      }
     }
   }
 
@@ -190,6 +195,7 @@ export class PackedVirtqueue extends Virtqueue {
     this.addElement(chain, index, address, length, (flags & PVIRTQ_DESC_F_WRITE) !== 0);
   }
 
+  /** Writes a used descriptor that the driver cannot see yet. */
   protected override stage(id: number, descriptorCount: number, bytesWritten: number): void {
     const at = this.#ringOffset + this.#usedSlot * PVIRTQ_DESC_SIZE;
     this.#ring.setUint32(at + PVIRTQ_DESC_LEN, bytesWritten, true);
@@ -205,7 +211,6 @@ export class PackedVirtqueue extends Virtqueue {
     } else {
       Atomics.store(this.#ringWords, word, flags);
     }
-    this.#descriptorsInFlight -= descriptorCount;
     this.#stagedDescriptors += descriptorCount;
     this.#usedSlot += descriptorCount;
     if (this.#usedSlot >= this.size) {
@@ -214,6 +219,7 @@ export class PackedVirtqueue extends Virtqueue {
     }
   }
 
+  /** Shows the driver what was staged; returns whether it wants a notification (§2.8.10). */
   protected override publishStaged(_staged: number): boolean {
     // The driver looks at its next descriptor only, so the first one, written last, exposes the batch.
     Atomics.store(this.#ringWords, this.#firstStagedWord, this.#firstStagedFlags);
@@ -230,11 +236,14 @@ export class PackedVirtqueue extends Virtqueue {
     return passesEvent(event, this.#usedSlot, this.#usedSlot - moved);
   }
 
+  /** Asks the driver for no notifications (§2.8.14). */
   override disableNotifications(): void {
     Atomics.store(this.#deviceEvent, this.#deviceEventWord + EVENT_FLAGS / 2, RING_EVENT_FLAGS_DISABLE);
   }
 
+  /** Asks the driver for notifications; returns whether a buffer became available meanwhile. */
   override enableNotifications(): boolean {
+    if (this.violation !== null) return false;
     if (this.eventIdx) {
       const offWrap = this.#availSlot | (this.#availWrap ? 0x8000 : 0);
       Atomics.store(this.#deviceEvent, this.#deviceEventWord + EVENT_OFF_WRAP / 2, offWrap);
@@ -244,6 +253,6 @@ export class PackedVirtqueue extends Virtqueue {
       Atomics.store(this.#deviceEvent, this.#deviceEventWord + EVENT_FLAGS / 2, RING_EVENT_FLAGS_ENABLE);
     }
     const flags = Atomics.load(this.#ringWords, this.#flagsWord + this.#availSlot * 8);
-    return this.#isAvailable(flags);
+    return this.#isAvailable(flags, this.#availWrap);
   }
 }

@@ -34,7 +34,12 @@ const RULES = {
     section: "2.8.21.1",
     expected: "a buffer ID is free until the device has returned the buffer that it belongs to",
   },
+  "desc-shared": { section: "2.7.13.1", expected: "a descriptor belongs to one buffer at a time" },
   "ring-overrun": { section: "2.8.16", expected: "a descriptor is not made available again before it was used" },
+  "list-unavailable": {
+    section: "2.8.17",
+    expected: "all descriptors of a list are made available before its first one",
+  },
   "desc-range": { section: "2.7.5", expected: "the next field is below the number of descriptors in the table" },
   "chain-too-long": {
     section: "2.7.5.3.1",
@@ -64,7 +69,7 @@ const RULES = {
     packed: "2.8.17",
     expected: "device-writable descriptors come after all device-readable ones",
   },
-  "chain-bytes": { section: "2.7.5.2", packed: "2.8.4", expected: "a chain describes less than 2^32 bytes" },
+  "chain-bytes": { section: "2.7.5.2", packed: "2.8.4", expected: "a chain describes at most 2^32 bytes" },
 } satisfies Record<string, VirtqueueRow>;
 
 /** Name of a rule of the virtqueue. */

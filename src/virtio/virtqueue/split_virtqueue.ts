@@ -38,6 +38,7 @@ import { INDIRECT_MAX_DESCRIPTORS, locateParts, type QueuePart, Virtqueue, type 
 
 /** A split virtqueue, as the device sees it. */
 export class SplitVirtqueue extends Virtqueue {
+  /** The layout of the ring, by its name in §2.7. */
   readonly layout = "split";
 
   readonly #mask: number;
@@ -105,6 +106,7 @@ export class SplitVirtqueue extends Virtqueue {
     return "rule" in parts ? parts : new SplitVirtqueue(config, parts, startIdx);
   }
 
+  /** Takes the next available buffer (§2.7.6), if there is one. */
   override pop(chain: DescriptorChain): boolean {
     if (this.violation !== null) return false;
     this.begin(chain);
@@ -224,6 +226,7 @@ export class SplitVirtqueue extends Virtqueue {
     this.addElement(chain, index, address, length, (flags & VIRTQ_DESC_F_WRITE) !== 0);
   }
 
+  /** Writes a used element that the driver cannot see yet (§2.7.8). */
   protected override stage(head: number, _descriptorCount: number, bytesWritten: number): void {
     const at = this.#usedRing + (this.#nextUsed & this.#mask) * 8;
     this.#usedView.setUint32(at, head, true);
@@ -231,6 +234,7 @@ export class SplitVirtqueue extends Virtqueue {
     this.#nextUsed = (this.#nextUsed + 1) & 0xffff;
   }
 
+  /** Shows the driver what was staged; returns whether it wants a notification (§2.7.7). */
   protected override publishStaged(staged: number): boolean {
     // §2.7.8.2: the entries, and the buffers, are written before the index that exposes them.
     Atomics.store(this.#used, this.#usedIdx, this.#nextUsed);
@@ -242,12 +246,15 @@ export class SplitVirtqueue extends Virtqueue {
     return (Atomics.load(this.#avail, this.#availFlags) & VIRTQ_AVAIL_F_NO_INTERRUPT) === 0;
   }
 
+  /** Asks the driver for no notifications (§2.7.10). */
   override disableNotifications(): void {
     // With EVENT_IDX, flags stay 0 (§2.7.10.2) and an avail_event that is behind asks for nothing.
     if (!this.eventIdx) Atomics.store(this.#used, this.#usedFlags, VIRTQ_USED_F_NO_NOTIFY);
   }
 
+  /** Asks the driver for notifications; returns whether a buffer became available meanwhile. */
   override enableNotifications(): boolean {
+    if (this.violation !== null) return false;
     if (this.eventIdx) Atomics.store(this.#used, this.#availEvent, this.#nextAvail);
     else Atomics.store(this.#used, this.#usedFlags, 0);
     // A buffer made available before the driver could see this store came without a notification.

@@ -15,6 +15,7 @@ import { type VirtqueueRule, virtqueueViolation } from "./rules.ts";
 
 /** Where the driver put a queue, and what was negotiated about it. */
 export interface VirtqueueConfig {
+  /** Where the ring and its buffers are. */
   readonly memory: GuestMemory;
   /** Number of descriptors. */
   readonly size: number;
@@ -38,8 +39,8 @@ export interface VirtqueueConfig {
  */
 export const INDIRECT_MAX_DESCRIPTORS = 1024;
 
-/** §2.7.5.2 allows 2^32 bytes, but the used length that returns them has 32 bits. */
-const CHAIN_MAX_BYTES = 2 ** 32 - 1;
+/** §2.7.5.2: a chain describes at most this many bytes. */
+const CHAIN_MAX_BYTES = 2 ** 32;
 
 /** Counts what a queue did; each notification is what would be an exit of the virtual machine. */
 export interface VirtqueueCounters {
@@ -79,7 +80,9 @@ export abstract class Virtqueue {
   /** Set when the driver broke the ring: nothing is popped any more until the queue is reset. */
   violation: Violation | null = null;
 
+  /** Where the ring and its buffers are. */
   protected readonly memory: GuestMemory;
+  /** Whether VIRTIO_F_EVENT_IDX was negotiated (§2.7.10, §2.8.10). */
   protected readonly eventIdx: boolean;
   readonly #indirectAllowed: boolean;
   readonly #packed: boolean;
@@ -88,6 +91,8 @@ export abstract class Virtqueue {
   protected readonly inFlight: Uint8Array;
   /** Buffers popped and not yet pushed. */
   #inFlightCount = 0;
+  /** Ring descriptors that they occupy. */
+  #descriptorsInFlight = 0;
   #sequence = 0;
   /** With VIRTIO_F_IN_ORDER: by sequence modulo `size`, what was completed but waits for an earlier buffer. */
   readonly #waiting: Map<number, { head: number; descriptorCount: number; bytesWritten: number }> | null;
@@ -96,6 +101,7 @@ export abstract class Virtqueue {
   /** Whether the driver wrote a device-readable descriptor behind a device-writable one. */
   #sawWritable = false;
 
+  /** For the two layouts; `idCount` is how many buffers can be in flight. */
   protected constructor(config: VirtqueueConfig, idCount: number, packed: boolean) {
     this.#packed = packed;
     this.size = config.size;
@@ -131,7 +137,7 @@ export abstract class Virtqueue {
    * Asks for an available buffer notification again.
    *
    * @returns `true` when buffers became available meanwhile: the driver may have seen no need to notify, so the
-   * caller must look again
+   * caller must look again; always `false` for a broken ring, from which nothing more can be popped
    */
   abstract enableNotifications(): boolean;
 
@@ -180,13 +186,25 @@ export abstract class Virtqueue {
   #stageOne(head: number, descriptorCount: number, bytesWritten: number): void {
     this.inFlight[head] = 0;
     this.#inFlightCount--;
+    this.#descriptorsInFlight -= descriptorCount;
     this.#staged++;
     this.counters.pushed++;
     this.stage(head, descriptorCount, bytesWritten);
   }
 
-  /** Notes that `chain` was taken from the ring. */
-  protected take(chain: DescriptorChain): true {
+  /**
+   * Notes that `chain` was taken from the ring.
+   *
+   * @returns `false` when that makes more descriptors in flight than there are: buffers share some, or the ring was
+   * overrun. It also bounds what a hostile driver can make the device remember.
+   */
+  protected take(chain: DescriptorChain): boolean {
+    const occupied = this.#descriptorsInFlight + chain.descriptorCount;
+    if (occupied > this.size) {
+      const rule = this.#packed ? "ring-overrun" : "desc-shared";
+      return this.broken(rule, `${occupied} descriptors are in flight, the ring has ${this.size}`);
+    }
+    this.#descriptorsInFlight = occupied;
     this.inFlight[chain.head] = 1;
     this.#inFlightCount++;
     this.counters.popped++;
@@ -195,7 +213,11 @@ export abstract class Virtqueue {
     return true;
   }
 
-  /** Notes that the ring is broken. */
+  /**
+   * Notes that the ring is broken.
+   *
+   * @internal
+   */
   protected broken(rule: VirtqueueRule, found: string): false {
     this.violation = virtqueueViolation(rule, found, this.#packed);
     return false;
@@ -218,17 +240,18 @@ export abstract class Virtqueue {
     length: number,
     writable: boolean,
   ): void {
+    // A zero-length element is not forbidden, so it is no buffer at all; QEMU gives up on the device here.
+    if (length === 0) return;
     const list = writable ? chain.writable : chain.readable;
     if (writable) {
       this.#sawWritable = true;
-    } else if (this.#sawWritable && length > 0) {
+    } else if (this.#sawWritable) {
       chain.violation ??= virtqueueViolation(
         "readable-after-writable",
         `descriptor ${index} is device-readable but follows a device-writable one`,
         this.#packed,
       );
     }
-    // A zero-length element is not forbidden, so it is no buffer at all; QEMU gives up on the device here.
     if (!this.memory.translate(list, address, length)) {
       chain.violation ??= virtqueueViolation(
         "unmapped",
@@ -283,7 +306,8 @@ export function locateParts(
     const address = config[`${part}Address`];
     const align = alignment[part];
     const name = PART_NAMES[part][packed ? 1 : 0];
-    if (address % align !== 0) {
+    // An address that no number holds is nowhere in memory, whatever its alignment.
+    if (address !== Infinity && address % align !== 0) {
       const what = `the ${name} is at ${formatAddress(address)}, not a multiple of ${align}`;
       return virtqueueViolation("queue-alignment", what, packed);
     }

@@ -1,0 +1,89 @@
+/**
+ * From arguments to a command to an exit code. What a command needs is loaded when it is called: most of the time
+ * that a short command takes is the loading of modules.
+ *
+ * @module
+ */
+
+import type { Output } from "../script/session.ts";
+import { CommandOutput } from "./output.ts";
+import { VERSION } from "./version.ts";
+
+/** A subcommand. */
+export interface Subcommand {
+  /** What `--help` prints: lines. */
+  readonly help: readonly string[];
+  /** Runs it; returns the exit code. */
+  run(args: readonly string[], output: Output): Promise<number>;
+}
+
+interface Row {
+  readonly name: string;
+  readonly args: string;
+  readonly summary: string;
+  readonly load: () => Promise<{ readonly subcommand: Subcommand }>;
+}
+
+const ROWS: readonly Row[] = [
+  {
+    name: "attach",
+    args: "[OPTIONS] [IMAGE]",
+    summary: "a virtio block device and a guest in this process: run commands, a script, or a prompt",
+    load: () => import("./attach.ts"),
+  },
+];
+
+/** Runs vblk with the given arguments; returns the exit code. */
+export async function main(args: readonly string[], output: Output = new CommandOutput()): Promise<number> {
+  const [name, ...rest] = args;
+  if (name === undefined) return usage(output, "no command was given");
+  if (name === "--help" || name === "-h" || name === "help" && rest.length === 0) return help(output);
+  if (name === "--version" || name === "-V") {
+    output.out([`vblk ${VERSION}`]);
+    return 0;
+  }
+  const asked = name === "help" ? rest[0] : name;
+  const row = ROWS.find((row) => row.name === asked);
+  if (row === undefined) return await unknown(output, asked);
+  const { subcommand } = await row.load();
+  if (name === "help") {
+    output.out(subcommand.help);
+    return 0;
+  }
+  try {
+    return await subcommand.run(rest, output);
+  } catch (error) {
+    const { printFailure } = await import("./failure.ts");
+    return printFailure(error, output, row.name);
+  }
+}
+
+function help(output: Output): number {
+  const width = Math.max(...ROWS.map(({ name, args }) => name.length + args.length + 1));
+  output.out([
+    "vblk: a virtio block device that you can drive, understand and trust",
+    "",
+    "Usage: vblk COMMAND [OPTIONS]...",
+    "",
+    ...ROWS.map(({ name, args, summary }) => `  ${`${name} ${args}`.padEnd(width)}  ${summary}`),
+    "",
+    "  --help     this text; after a command, its own",
+    "  --version  the version",
+    "",
+    "Example: write a block through the virtqueue and read it back",
+    "",
+    "  vblk attach mem:1M -c 'write -P 0xaa 0 4k' -c 'read -P 0xaa 0 4k' -c flush",
+  ]);
+  return 0;
+}
+
+async function unknown(output: Output, name: string): Promise<number> {
+  const { nearest } = await import("../script/suggest.ts");
+  const near = nearest(name, ROWS.map((row) => row.name));
+  return usage(output, `${name}: no such command`, near === undefined ? undefined : `did you mean '${near}'?`);
+}
+
+function usage(output: Output, message: string, hint = "'vblk --help' lists the commands"): number {
+  output.err([`vblk: ${message}`, `hint: ${hint}`]);
+  return 2;
+}

@@ -1,0 +1,49 @@
+/**
+ * Standard output and standard error, line by line.
+ *
+ * @module
+ */
+
+import type { Output } from "../script/session.ts";
+
+const RED = 31;
+const CYAN = 36;
+
+/** What is coloured on a terminal: lines by how they begin. */
+const COLOURS: readonly (readonly [pattern: RegExp, colour: number])[] = [
+  [/^vblk: (?!note)/, RED],
+  [/^\s*(?:[\d.]+ ms)?\s*! /, RED],
+  [/^hint: /, CYAN],
+];
+
+/** Writes at once, so that the two streams keep their order. */
+export class CommandOutput implements Output {
+  readonly #encoder = new TextEncoder();
+
+  out(lines: readonly string[]): void {
+    this.#write(Deno.stdout, lines);
+  }
+
+  err(lines: readonly string[]): void {
+    if (lines.length === 0) return;
+    // Not asked of the environment: that would need a permission.
+    const colour = !Deno.noColor && Deno.stderr.isTerminal();
+    this.#write(Deno.stderr, colour ? lines.map(coloured) : lines);
+  }
+
+  #write(stream: typeof Deno.stdout, lines: readonly string[]): void {
+    if (lines.length === 0) return;
+    const bytes = this.#encoder.encode(`${lines.join("\n")}\n`);
+    try {
+      for (let done = 0; done < bytes.byteLength;) done += stream.writeSync(bytes.subarray(done));
+    } catch (error) {
+      // Whoever reads has read enough; the commands still have to be run, and the image closed.
+      if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
+    }
+  }
+}
+
+function coloured(line: string): string {
+  const colour = COLOURS.find(([pattern]) => pattern.test(line))?.[1];
+  return colour === undefined ? line : `\x1b[${colour}m${line}\x1b[0m`;
+}

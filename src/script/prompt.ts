@@ -1,0 +1,44 @@
+/**
+ * The prompt on a terminal: history in memory, and completion of command names.
+ *
+ * @module
+ */
+
+import process from "node:process";
+import { createInterface } from "node:readline";
+import { allCommands, findCommand } from "./registry.ts";
+import { runLine } from "./run.ts";
+import type { Session } from "./session.ts";
+
+/** What is shown when a line is awaited. */
+export const PROMPT = "vblk> ";
+
+/**
+ * Reads lines from the terminal and runs them until `quit` or the end of input.
+ *
+ * @returns whether all of them succeeded
+ */
+export async function runPrompt(session: Session): Promise<boolean> {
+  const terminal = createInterface({ input: process.stdin, output: process.stdout, prompt: PROMPT, completer });
+  let good = true;
+  terminal.prompt();
+  for await (const line of terminal) {
+    good = await runLine(session, line, null) && good;
+    if (session.quitting) break;
+    terminal.prompt();
+  }
+  terminal.close();
+  // End of input leaves the cursor behind the prompt.
+  if (!session.quitting) session.output.out([""]);
+  return good;
+}
+
+/** Completes the name of a command; after `help`, its argument. */
+export function completer(line: string): [matches: string[], typed: string] {
+  const [, before, typed] = /^(\s*(?:(?:help|\?)\s+)?)(\S*)$/.exec(line) ?? [];
+  if (before === undefined) return [[], line];
+  const names = allCommands().map(({ name }) => name).filter((name) => name.startsWith(typed));
+  // A whole name needs only the space that its arguments begin after.
+  const complete = names.length === 1 && findCommand(names[0])?.args !== undefined ? [`${names[0]} `] : names;
+  return [complete, typed];
+}

@@ -1,0 +1,223 @@
+/**
+ * What commands act on: an open image with the machine around it, or nothing.
+ *
+ * @module
+ */
+
+import type { BlkOptions } from "../blk/options.ts";
+import { type Image } from "../image/image.ts";
+import { openImage } from "../image/open.ts";
+import { PolicyImage } from "../image/policy.ts";
+import { Machine, type MachineOptions } from "../machine.ts";
+import type { BlockError } from "../storage/block_error.ts";
+import type { TraceEvent, TraceSink } from "../trace/events.ts";
+import { CommandError } from "./command.ts";
+import { DEFAULT_SETTINGS, type OpenSettings } from "./open_settings.ts";
+
+/** Where lines go. */
+export interface Output {
+  /** Results. */
+  out(lines: readonly string[]): void;
+  /** Messages. */
+  err(lines: readonly string[]): void;
+}
+
+/** Choices for a session. */
+export interface SessionOptions {
+  readonly output: Output;
+  /** What every machine of this session has. */
+  readonly machine?: Pick<MachineOptions, "driver" | "ramBytes"> & { device?: Partial<BlkOptions> };
+  /** Takes every stage of every request. */
+  readonly trace?: TraceSink;
+  /** Print results as JSON, one object a line. */
+  readonly json?: boolean;
+  /** Whether `trace` explains broken rules to people, so that no command need do it again. */
+  readonly explains?: boolean;
+  /** Called with each machine when it is ready, and again before it goes. */
+  readonly onOpen?: (machine: Machine) => void;
+  readonly onClose?: (machine: Machine) => void;
+}
+
+/** A session: at most one open image at a time. */
+export class Session {
+  readonly output: Output;
+  readonly json: boolean;
+  readonly explains: boolean;
+  /** Set by `quit`: no further command is run. */
+  quitting = false;
+
+  readonly #options: SessionOptions;
+  #machine: Machine | null = null;
+  /** The image as it was opened, without a policy around it. */
+  #image: Image | null = null;
+  #settings: OpenSettings = DEFAULT_SETTINGS;
+  #interrupts = true;
+  #directNoted = false;
+  readonly #background = new Set<Promise<void>>();
+  readonly #watchers = new Set<TraceSink>();
+
+  constructor(options: SessionOptions) {
+    this.#options = options;
+    this.output = options.output;
+    this.json = options.json ?? false;
+    this.explains = options.explains ?? false;
+  }
+
+  /** Whether an image is open. */
+  get isOpen(): boolean {
+    return this.#machine !== null;
+  }
+
+  /** The machine; commands that need none never ask. */
+  get machine(): Machine {
+    if (this.#machine === null) throw new CommandError("no file open, try 'help open'", { stream: "stderr" });
+    return this.#machine;
+  }
+
+  /** How the open image was opened. */
+  get settings(): OpenSettings {
+    return this.#settings;
+  }
+
+  /** Whether the image, or the device by choice, refuses to write. */
+  get readOnly(): boolean {
+    return this.machine.device.options.readOnly;
+  }
+
+  /** Requests in the background that have not ended. */
+  get backgroundCount(): number {
+    return this.#background.size;
+  }
+
+  /** Whether the driver takes interrupts; otherwise whoever waits polls. */
+  get interrupts(): boolean {
+    return this.#interrupts;
+  }
+
+  set interrupts(on: boolean) {
+    const { transport, guest } = this.machine;
+    this.#interrupts = on;
+    transport.onInterrupt = on ? () => guest.driver.handleInterrupt() : () => {};
+  }
+
+  /**
+   * Opens an image and boots a machine with it.
+   *
+   * @throws CommandError when one is open already; BlockError, RangeError, ProbeError
+   */
+  async open(name: string, settings: OpenSettings): Promise<void> {
+    if (this.isOpen) throw new CommandError("file open already, try 'help close'", { stream: "stderr" });
+    const { format, readOnly, snapshot, share } = settings;
+    const image = await openImage(name, { format, readOnly, snapshot, share });
+    try {
+      await this.#boot(image, settings);
+    } catch (error) {
+      image.close();
+      throw error;
+    }
+  }
+
+  /** Closes the image, after everything in the background has ended. Nothing happens when none is open. */
+  async close(): Promise<void> {
+    await this.drain();
+    const machine = this.#machine;
+    if (machine === null) return;
+    this.#machine = null;
+    this.#image = null;
+    this.#options.onClose?.(machine);
+    await machine.close();
+  }
+
+  /** Changes how the image is open. The guest boots again; what a disk in memory or a snapshot holds stays. */
+  async reopen(settings: OpenSettings): Promise<void> {
+    await this.drain();
+    const { machine } = this;
+    const image = this.#image!;
+    if (image.readOnly && !settings.readOnly) {
+      await this.close();
+      return await this.open(image.name, settings);
+    }
+    this.#options.onClose?.(machine);
+    await machine.guest.driver.stop();
+    this.#machine = null;
+    try {
+      if (!image.readOnly) await image.flush();
+      await this.#boot(image, settings);
+    } catch (error) {
+      image.close();
+      throw error;
+    }
+  }
+
+  /** Ends when `promise` has; polls meanwhile when the driver takes no interrupts. */
+  async wait<T>(promise: Promise<T>): Promise<T> {
+    let ended = false;
+    const watched = promise.finally(() => ended = true);
+    // The caller gets the failure from what is returned below.
+    watched.catch(() => {});
+    while (!this.#interrupts && this.#machine !== null) {
+      await turn();
+      if (ended) break;
+      this.#machine.guest.driver.poll();
+    }
+    return await watched;
+  }
+
+  /** Lets `task` go on while other commands run. It reports its own failures. */
+  background(task: Promise<void>): void {
+    this.#background.add(task);
+    task.finally(() => this.#background.delete(task));
+  }
+
+  /** Ends when nothing is in the background any more. */
+  async drain(): Promise<void> {
+    while (this.#background.size > 0) await this.wait(Promise.all(this.#background));
+  }
+
+  /** Shows `sink` what happens until the function that is returned is called. */
+  watch(sink: TraceSink): () => void {
+    this.#watchers.add(sink);
+    return () => this.#watchers.delete(sink);
+  }
+
+  /** Says what the host could not do; the guest sees only that its request failed. */
+  hostError(error: BlockError): void {
+    this.output.err([`vblk: ${error.message}`, ...error.hint === undefined ? [] : [`hint: ${error.hint}`]]);
+  }
+
+  async #boot(image: Image, settings: OpenSettings): Promise<void> {
+    const { cache, discard } = settings;
+    this.#noteDirect(cache.direct);
+    const policy = { ignoreFlush: cache.noFlush, ignoreDiscard: !discard };
+    const policed = policy.ignoreFlush || policy.ignoreDiscard ? new PolicyImage(image, policy) : image;
+    const { driver, ramBytes, device } = this.#options.machine ?? {};
+    const machine = await Machine.start(policed, {
+      driver,
+      ramBytes,
+      device: { writeback: cache.writeback, ...device, readOnly: settings.readOnly },
+      trace: (event) => this.#trace(event),
+      hostError: (error) => this.hostError(error),
+    });
+    this.#machine = machine;
+    this.#image = image;
+    this.#settings = settings;
+    this.interrupts = !this.#options.machine?.driver?.manualInterrupts;
+    this.#options.onOpen?.(machine);
+  }
+
+  #trace(event: TraceEvent): void {
+    this.#options.trace?.(event);
+    for (const watcher of this.#watchers) watcher(event);
+  }
+
+  #noteDirect(direct: boolean): void {
+    if (!direct || this.#directNoted) return;
+    this.#directNoted = true;
+    this.output.err(["vblk: note: Deno's file API can't bypass the host's page cache, so requests go through it"]);
+  }
+}
+
+/** Lets the event loop go round once. */
+export function turn(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 0));
+}
