@@ -5,6 +5,7 @@
  * @module
  */
 
+import type { Image } from "../image/image.ts";
 import { hasFeature } from "../virtio/features.ts";
 import {
   CONFIG_FIELDS,
@@ -27,13 +28,13 @@ export class BlkConfigSpace {
 
   /**
    * @param features the offered features: a field exists when its feature is offered (§2.5.2)
-   * @param capacityBytes size of the disk
+   * @param image what the device serves
    */
-  constructor(options: BlkOptions, features: bigint, capacityBytes: number) {
+  constructor(options: BlkOptions, features: bigint, image: Image) {
     this.#features = features;
-    const geometry = geometryOf(capacityBytes);
+    const geometry = geometryOf(image.sizeBytes);
     const values: Record<ConfigFieldName, number> = {
-      capacity: capacityBytes / SECTOR_SIZE,
+      capacity: image.sizeBytes / SECTOR_SIZE,
       size_max: options.sizeMax,
       seg_max: options.segMax,
       ...geometry,
@@ -49,7 +50,8 @@ export class BlkConfigSpace {
       discard_sector_alignment: options.blockSize / SECTOR_SIZE,
       max_write_zeroes_sectors: options.maxRangeSectors,
       max_write_zeroes_seg: options.maxRanges,
-      write_zeroes_may_unmap: options.discard ? 1 : 0,
+      // §5.2.6.2: set if and only if such a request can give space back.
+      write_zeroes_may_unmap: image.canUnmap ? 1 : 0,
       max_secure_erase_sectors: options.maxRangeSectors,
       max_secure_erase_seg: options.maxRanges,
       secure_erase_sector_alignment: options.blockSize / SECTOR_SIZE,

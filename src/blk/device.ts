@@ -45,7 +45,7 @@ export class BlkDevice implements Device {
     const readOnly = image.readOnly || (options.readOnly ?? false);
     this.options = blkOptions({ ...options, readOnly });
     this.features = offeredFeatures(this.options);
-    this.#config = new BlkConfigSpace(this.options, this.features, image.sizeBytes);
+    this.#config = new BlkConfigSpace(this.options, this.features, image);
     this.#context = { image, options: this.options, features: 0n, writethrough: true };
     this.#queues = Array.from(
       { length: this.options.queues },

@@ -35,6 +35,8 @@ export interface Image {
   readonly format: string;
   /** Whether writes must not be asked for. */
   readonly readOnly: boolean;
+  /** Whether `writeZeroes` and `discard` can give space back. */
+  readonly canUnmap: boolean;
   /** Size of the disk, in bytes: a multiple of 512. */
   readonly sizeBytes: number;
   /** Fills `into` with the disk's bytes at `offset`. */

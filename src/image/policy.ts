@@ -37,6 +37,10 @@ export class PolicyImage implements Image {
     return this.#inner.readOnly;
   }
 
+  get canUnmap(): boolean {
+    return this.#inner.canUnmap && !this.#policy.ignoreDiscard;
+  }
+
   get sizeBytes(): number {
     return this.#inner.sizeBytes;
   }

@@ -57,5 +57,9 @@ function failureLines(path: string, url: string, error: unknown): string[] {
   // What Deno says of a module that it can't load is a TypeError whatever the reason.
   const loading = error instanceof TypeError && /^(SyntaxError|Module not found|Unable to load)/.test(first);
   const name = error.name === "Error" || loading ? "" : `${error.name}: `;
-  return [`vblk: ${path}${place}: ${name}${message}`];
+  const untranslated = Deno.build.standalone && error.name === "SyntaxError" && /ts$/.test(path);
+  const hint = untranslated
+    ? ["hint: a compiled vblk may not know TypeScript's types: use JavaScript, or 'deno run'"]
+    : [];
+  return [`vblk: ${path}${place}: ${name}${message}`, ...hint];
 }

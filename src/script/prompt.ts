@@ -19,6 +19,8 @@ export const PROMPT = "vblk> ";
  * @returns whether all of them succeeded
  */
 export async function runPrompt(session: Session): Promise<boolean> {
+  // Node's readline asks the environment for TERM, for which Deno before 2.9 wants a permission. It gets none to ask.
+  Object.defineProperty(process, "env", { value: {}, configurable: true });
   const terminal = createInterface({ input: process.stdin, output: process.stdout, prompt: PROMPT, completer });
   let good = true;
   terminal.prompt();

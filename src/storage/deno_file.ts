@@ -34,6 +34,8 @@ export class DenoFileStorage implements Storage {
   readonly name: string;
   /** Whether it was opened for reading only. */
   readonly readOnly: boolean;
+  /** The API cannot punch holes. */
+  readonly canUnmap = false;
   readonly #file: Deno.FsFile;
   /** Block devices cannot be extended. */
   readonly #fixedSize: boolean;

@@ -47,6 +47,10 @@ export class FaultStorage implements Storage {
     return this.#inner.readOnly;
   }
 
+  get canUnmap(): boolean {
+    return this.#inner.canUnmap;
+  }
+
   get sizeBytes(): number {
     return this.#inner.sizeBytes;
   }

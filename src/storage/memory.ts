@@ -24,6 +24,8 @@ export class MemoryStorage implements Storage {
   readonly name: string;
   /** Whether whoever writes should be refused. */
   readonly readOnly: boolean;
+  /** Pages that are cleared are given back. */
+  readonly canUnmap = true;
   #sizeBytes: number;
   readonly #pages: (Uint8Array | undefined)[] = [];
 

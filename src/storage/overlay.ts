@@ -13,6 +13,8 @@ export class OverlayStorage implements Storage {
   readonly name: string;
   /** Whether whoever writes should be refused. */
   readonly readOnly: boolean;
+  /** What is written over the base stays, even zeros. */
+  readonly canUnmap = false;
   readonly #base: Storage;
   readonly #top: MemoryStorage;
   /** Bytes at and above this are not the base's any more. */

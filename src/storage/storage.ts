@@ -24,6 +24,8 @@ export interface Storage {
   readonly name: string;
   /** Whether it was opened for reading only. */
   readonly readOnly: boolean;
+  /** Whether `zero` and `discard` can give space back. */
+  readonly canUnmap: boolean;
   /** Size in bytes. `write` and `zero` beyond the end extend it. */
   readonly sizeBytes: number;
   /** Fills `into` with the bytes at `offset`; fails with kind `truncated` when the storage ends before. */

@@ -153,3 +153,17 @@ Deno.test("the trace of a broken ring shows the chain that broke it, and what it
   assertEquals(interrupt, { event: "interrupt", usedBuffer: false, configChange: true });
   await made.machine.close();
 });
+
+Deno.test("the trace has the extents of a read or write up to the last byte of the disk", async () => {
+  const made = await rig();
+  const last = made.memory.sizeBytes - SECTOR;
+  const extents = [{ guestOffset: last, lengthBytes: SECTOR, kind: "data" as const, hostOffset: last }];
+  for (const act of ["read", "write"] as const) {
+    made.events.length = 0;
+    if (act === "read") await made.machine.guest.read(last, SECTOR);
+    else await made.machine.guest.write(last, new Uint8Array(SECTOR));
+    const event = made.events.find(({ event }) => event === "extents");
+    assertEquals(event?.event === "extents" && event.extents, extents);
+  }
+  await made.machine.close();
+});

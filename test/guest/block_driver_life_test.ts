@@ -148,3 +148,16 @@ Deno.test("entries of exposed buffers stay as they are until the device has used
     for (const [address, bytes] of exposed) assertEquals(view(address, bytes.length), bytes);
   }
 });
+
+Deno.test("resetQueue() asks for the size of the queue that it resets, whichever was selected last", async () => {
+  const { window, driver } = fake();
+  window.features = VERSION_1 | 1n << 40n | 1n << 12n;
+  window.config[34] = 2;
+  window.queueSizes = [4, 16];
+  await driver.start();
+  await assertRejects(() => driver.resetQueue(0, 16), RangeError, "queue 0 cannot have 16 descriptors");
+  await driver.resetQueue(1, 16);
+  await driver.resetQueue(0, 2);
+  assertEquals(driver.queues.map(({ size }) => size), [2, 16]);
+  assertEquals(driverProblems(window.accesses), []);
+});

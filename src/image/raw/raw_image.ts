@@ -35,6 +35,10 @@ export class RawImage implements Image {
     return this.#storage.readOnly;
   }
 
+  get canUnmap(): boolean {
+    return this.#storage.canUnmap;
+  }
+
   get sizeBytes(): number {
     return this.#sizeBytes;
   }
