@@ -7,6 +7,7 @@
 
 import { BlkDevice } from "./blk/device.ts";
 import type { BlkOptions } from "./blk/options.ts";
+import type { BlkObservers } from "./blk/queue.ts";
 import type { BlockDriverOptions } from "./guest/block_driver.ts";
 import { Guest } from "./guest/guest.ts";
 import type { BlockError, Image } from "./image/image.ts";
@@ -50,6 +51,8 @@ export class Machine {
   readonly memory: GuestMemory;
   /** What happened so far, in numbers. */
   readonly statistics: Statistics;
+  /** Those that hold the sink of the trace. */
+  readonly #traced: readonly { trace?: TraceSink }[];
 
   private constructor(
     image: Image,
@@ -57,6 +60,7 @@ export class Machine {
     transport: MmioTransport,
     guest: Guest,
     memory: GuestMemory,
+    traced: readonly { trace?: TraceSink }[],
   ) {
     this.image = image;
     this.device = device;
@@ -64,6 +68,7 @@ export class Machine {
     this.guest = guest;
     this.memory = memory;
     this.statistics = new Statistics(guest.driver, transport, device);
+    this.#traced = traced;
   }
 
   /**
@@ -76,17 +81,24 @@ export class Machine {
     const { trace, hostError } = options;
     const ram = new MemoryRegion(RAM_ADDRESS, new Uint8Array(options.ramBytes ?? 64 << 20));
     const memory = new GuestMemory([ram]);
-    const device = new BlkDevice(image, options.device, { trace, hostError });
-    const transport = new MmioTransport(device, memory, trace);
-    const guest = await Guest.boot(transport, ram, { ...options.driver, trace });
+    const observers: BlkObservers = { trace, hostError };
+    const driverOptions: BlockDriverOptions = { ...options.driver, trace };
+    const device = new BlkDevice(image, options.device, observers);
+    // The transport has something to tell at set-up and of mistakes only, so a function in between costs nothing.
+    const transport = new MmioTransport(device, memory, (event) => observers.trace?.(event));
+    const guest = await Guest.boot(transport, ram, driverOptions);
     if (!options.driver?.manualInterrupts) transport.onInterrupt = () => guest.driver.handleInterrupt();
-    return new Machine(image, device, transport, guest, memory);
+    return new Machine(image, device, transport, guest, memory, [observers, driverOptions]);
+  }
+
+  /** Changes who takes the stages of requests from here on. With nobody, a request pays nothing for it. */
+  traceTo(sink: TraceSink | undefined): void {
+    for (const holder of this.#traced) holder.trace = sink;
   }
 
   /** Changes the size of the disk under the running guest, which learns of it by an interrupt. */
-  async resize(sizeBytes: number): Promise<void> {
-    await this.image.resize(sizeBytes);
-    this.device.capacityChanged();
+  resize(sizeBytes: number): Promise<void> {
+    return this.device.resize(sizeBytes);
   }
 
   /**

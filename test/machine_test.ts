@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { BlkOptions } from "../src/blk/options.ts";
+import { GuestIoError } from "../src/guest/guest.ts";
 import { ProbeError } from "../src/guest/mmio_probe.ts";
 import { RawImage } from "../src/image/raw/raw_image.ts";
 import { Machine, type MachineOptions } from "../src/machine.ts";
@@ -14,6 +15,11 @@ const MIB = 1 << 20;
 
 function start(device: Partial<BlkOptions> = {}, options: MachineOptions = {}): Promise<Machine> {
   return Machine.start(new RawImage(new MemoryStorage(MIB)), { ramBytes: MIB, device, ...options });
+}
+
+/** Lets the event loop go round once. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 0));
 }
 
 /** Exits since the last time: register accesses and interrupts. */
@@ -130,6 +136,31 @@ Deno.test("resize() changes the disk under a running guest, both ways", async ()
   await machine.close();
 });
 
+Deno.test("resize() lets requests in flight end, and holds later ones back until they meet the new size", async () => {
+  const storage = new FaultStorage(new MemoryStorage(MIB));
+  const machine = await Machine.start(new RawImage(storage), { ramBytes: MIB });
+  const { guest, image } = machine;
+  const order: string[] = [];
+  const { promise: gate, resolve: open } = Promise.withResolvers<void>();
+  storage.hook = ({ kind }) => {
+    order.push(kind);
+    if (kind === "write") return gate;
+  };
+  const inFlight = guest.write(MIB - 512, new Uint8Array(512).fill(1));
+  await turn();
+  const resized = machine.resize(MIB / 2);
+  const [beyond, inside] = [guest.read(MIB - 512, 512), guest.read(0, 512)];
+  await turn();
+  assertEquals([order, image.sizeBytes], [["write"], MIB]);
+  open();
+  await inFlight;
+  await assertRejects(() => beyond, GuestIoError, "read failed: S_IOERR");
+  assertEquals(await inside, new Uint8Array(512));
+  await resized;
+  assertEquals([order, image.sizeBytes, storage.sizeBytes], [["write", "truncate", "read"], MIB / 2, MIB / 2]);
+  await machine.close();
+});
+
 Deno.test("resize() that the storage refuses changes nothing, and tells nobody", async () => {
   const storage = new FaultStorage(new MemoryStorage(MIB));
   const machine = await Machine.start(new RawImage(storage), { ramBytes: MIB });
@@ -140,6 +171,7 @@ Deno.test("resize() that the storage refuses changes nothing, and tells nobody",
   const error = await assertRejects(() => machine.resize(2 * MIB), BlockError);
   assertEquals(error.message, "resize of 'disk': No space left on device");
   assertEquals([machine.guest.sizeBytes, machine.transport.counters.interrupts], [MIB, interrupts]);
+  assertEquals(await machine.guest.read(0, 512), new Uint8Array(512), "and the device goes on");
   await machine.close();
 });
 

@@ -7,19 +7,33 @@
 /** Device ID (§5.2.1). */
 export const VIRTIO_ID_BLOCK = 2;
 
-/** Feature bits (§5.2.3). */
+// Feature bits (§5.2.3).
+
+/** `size_max` says how long a segment may be. */
 export const VIRTIO_BLK_F_SIZE_MAX = 1;
+/** `seg_max` says how many segments a request may have. */
 export const VIRTIO_BLK_F_SEG_MAX = 2;
+/** Cylinders, heads and sectors. */
 export const VIRTIO_BLK_F_GEOMETRY = 4;
+/** The disk cannot be written. */
 export const VIRTIO_BLK_F_RO = 5;
+/** `blk_size` says how large a logical block is. */
 export const VIRTIO_BLK_F_BLK_SIZE = 6;
+/** The driver can flush the cache. */
 export const VIRTIO_BLK_F_FLUSH = 9;
+/** Physical block size and optimal I/O sizes. */
 export const VIRTIO_BLK_F_TOPOLOGY = 10;
+/** The driver can switch the cache between writeback and writethrough. */
 export const VIRTIO_BLK_F_CONFIG_WCE = 11;
+/** There can be more than one request queue. */
 export const VIRTIO_BLK_F_MQ = 12;
+/** Requests of type DISCARD. */
 export const VIRTIO_BLK_F_DISCARD = 13;
+/** Requests of type WRITE_ZEROES. */
 export const VIRTIO_BLK_F_WRITE_ZEROES = 14;
+/** Requests of type GET_LIFETIME. */
 export const VIRTIO_BLK_F_LIFETIME = 15;
+/** Requests of type SECURE_ERASE. */
 export const VIRTIO_BLK_F_SECURE_ERASE = 16;
 
 /** Names of the feature bits that belong to the block device. */
@@ -42,19 +56,32 @@ export const BLK_FEATURE_NAMES: Readonly<Record<number, string>> = {
   17: "ZONED",
 };
 
-/** Request types (§5.2.6). */
+// Request types (§5.2.6).
+
+/** Read. */
 export const VIRTIO_BLK_T_IN = 0;
+/** Write. */
 export const VIRTIO_BLK_T_OUT = 1;
+/** Make completed writes stable. */
 export const VIRTIO_BLK_T_FLUSH = 4;
+/** Read the device ID string. */
 export const VIRTIO_BLK_T_GET_ID = 8;
+/** Read how worn the medium is. */
 export const VIRTIO_BLK_T_GET_LIFETIME = 10;
+/** Say that the contents of ranges are not needed any more. */
 export const VIRTIO_BLK_T_DISCARD = 11;
+/** Make ranges read as zeros. */
 export const VIRTIO_BLK_T_WRITE_ZEROES = 13;
+/** Erase ranges for good. */
 export const VIRTIO_BLK_T_SECURE_ERASE = 14;
 
-/** Status bytes (§5.2.6). */
+// Status bytes (§5.2.6).
+
+/** Done. */
 export const VIRTIO_BLK_S_OK = 0;
+/** Failed, on the host or because the driver broke a rule. */
 export const VIRTIO_BLK_S_IOERR = 1;
+/** The device does not know such a request. */
 export const VIRTIO_BLK_S_UNSUPP = 2;
 
 /** The printed form of a status byte. */

@@ -130,6 +130,23 @@ export class BlkDevice implements Device {
     });
   }
 
+  /**
+   * Changes the size of the image and tells the driver. What is in flight ends first, and what comes meanwhile waits
+   * in the ring: a request was checked against the size that it meets.
+   *
+   * @throws BlockError when the image cannot have that size
+   */
+  async resize(sizeBytes: number): Promise<void> {
+    const drained = this.#queues.map((queue) => queue.pause());
+    try {
+      await Promise.all(drained);
+      await this.#context.image.resize(sizeBytes);
+      this.capacityChanged();
+    } finally {
+      for (const queue of this.#queues) queue.resume();
+    }
+  }
+
   /** Says that the image has a new size: the capacity changes and the driver is told (§5.2.6.2). */
   capacityChanged(): void {
     this.#config.setCapacity(this.#context.image.sizeBytes);

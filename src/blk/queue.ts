@@ -4,7 +4,7 @@
  * @module
  */
 
-import { BlockError, type Completion } from "../image/image.ts";
+import { BlockError, type Completion, type Extent } from "../image/image.ts";
 import type { TraceSink } from "../trace/events.ts";
 import type { Violation } from "../virtio/violation.ts";
 import { addCounters, newCounters, type Virtqueue, type VirtqueueCounters } from "../virtio/virtqueue/virtqueue.ts";
@@ -40,6 +40,8 @@ export class BlkQueue {
   #inFlight = 0;
   #running = false;
   #runAgain = false;
+  /** How many callers want nothing to be started. */
+  #pauses = 0;
   #publishScheduled = false;
   /** Called when the last request in flight has ended. */
   #onIdle: (() => void) | null = null;
@@ -74,6 +76,21 @@ export class BlkQueue {
   stop(): Completion {
     if (this.#queue !== null) addCounters(this.#retired, this.#queue.counters);
     this.#queue = null;
+    return this.#idle();
+  }
+
+  /** Starts nothing more until `resume`; ends when no request is in flight any more. */
+  pause(): Completion {
+    this.#pauses++;
+    return this.#idle();
+  }
+
+  /** Goes on with what became available meanwhile. */
+  resume(): void {
+    if (--this.#pauses === 0) this.run();
+  }
+
+  #idle(): Completion {
     if (this.#inFlight === 0) return;
     return new Promise((resolve) => {
       const before = this.#onIdle;
@@ -104,7 +121,7 @@ export class BlkQueue {
 
   #drain(): void {
     const queue = this.#queue;
-    if (queue === null || queue.violation !== null) return;
+    if (queue === null || queue.violation !== null || this.#pauses > 0) return;
     // While we look anyway, a notification would be an exit for nothing.
     queue.disableNotifications();
     do {
@@ -130,7 +147,6 @@ export class BlkQueue {
   #startRequest(queue: Virtqueue, request: BlkRequest): void {
     this.#free.pop();
     this.#inFlight++;
-    request.queue = this.#index;
     const { trace } = this.#observers;
     if (trace !== undefined) request.startedAt = performance.now();
     const answerable = request.parse();
@@ -248,10 +264,27 @@ export class BlkQueue {
     const isRead = request.kind === "read";
     const lengthBytes = isRead ? request.output.byteLength : request.input.byteLength;
     const { kind, type, offset } = request;
-    trace({ event: "request", queue, head, kind, type, offset, lengthBytes });
+    trace({ event: "request", queue, head, kind, type, offset: offset < 0 ? Infinity : offset, lengthBytes });
     const inside = offset >= 0 && offset + lengthBytes <= this.#context.image.sizeBytes;
     if ((isRead || kind === "write") && inside) {
-      trace({ event: "extents", queue, head, extents: this.#context.image.map(offset, lengthBytes) });
+      this.#traceExtents(head, offset, lengthBytes);
+    }
+  }
+
+  #traceExtents(head: number, offset: number, lengthBytes: number): void {
+    const trace = this.#observers.trace!;
+    const queue = this.#index;
+    const show = (extents: readonly Extent[]) => trace({ event: "extents", queue, head, extents });
+    // Where the map is broken the request fails too, and says why.
+    const broken = (error: unknown) => {
+      if (!(error instanceof BlockError)) throw error;
+    };
+    try {
+      const extents = this.#context.image.map(offset, lengthBytes);
+      if (extents instanceof Promise) extents.then(show, broken);
+      else show(extents);
+    } catch (error) {
+      broken(error);
     }
   }
 

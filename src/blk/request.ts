@@ -54,8 +54,6 @@ const KINDS: Readonly<Record<number, BlkRequestKind>> = {
 /** A block request. The object is reused; it is a plain value from `parse` to `finish`. */
 export class BlkRequest {
   readonly chain: DescriptorChain = new DescriptorChain();
-  /** Index of the queue that it came from. */
-  queue = 0;
   kind: BlkRequestKind = "unknown";
   /** The type field as read. */
   type = 0;
@@ -125,12 +123,12 @@ export class BlkRequest {
    */
   finish(): number {
     const { output } = this;
-    const { writable } = this.chain;
-    if (this.outputFilled < output.byteLength) output.fill(0, this.outputFilled);
+    const { writable, writablePrefixLost } = this.chain;
+    if (!writablePrefixLost && this.outputFilled < output.byteLength) output.fill(0, this.outputFilled);
     const last = writable.count - 1;
     writable.regionOf(last).bytes[writable.offsetOf(last) + writable.lengthOf(last) - 1] = this.status;
     // A used length has 32 bits; a chain that has nothing but writable bytes may have 2^32 of them.
-    return this.chain.writablePrefixLost ? 0 : Math.min(writable.byteLength, 0xffff_ffff);
+    return writablePrefixLost ? 0 : Math.min(writable.byteLength, 0xffff_ffff);
   }
 
   #fail(violation: Violation): void {

@@ -9,6 +9,7 @@ import type { BlkOptions } from "../blk/options.ts";
 import { ProbeError } from "../guest/mmio_probe.ts";
 import { parseSize } from "../image/size.ts";
 import type { Machine } from "../machine.ts";
+import { CommandError } from "../script/command.ts";
 import { openFailure } from "../script/open_commands.ts";
 import { type Output, Session } from "../script/session.ts";
 import { linesOf, runCommands, runScript } from "../script/sources.ts";
@@ -22,7 +23,6 @@ import { type AttachOptions, parseAttach } from "./attach_options.ts";
 import { ATTACH_HELP } from "./attach_help.ts";
 import { CommandFailure, UsageError } from "./failure.ts";
 import type { Subcommand } from "./main.ts";
-
 import { VERSION } from "./version.ts";
 
 /** The subcommand. */
@@ -75,7 +75,10 @@ async function openImage(session: Session, name: string, { settings }: AttachOpt
       throw new CommandFailure(`the driver gave up on the device${refused || `: ${error.message}`}`);
     }
     // A device with these options can't be made.
-    if (error instanceof RangeError) throw new UsageError(error.message, "'--device help' lists the properties");
+    if (error instanceof RangeError) {
+      const { inPropertyNames } = await import("./device_options.ts");
+      throw new UsageError(inPropertyNames(error.message), "'--device help' lists the properties");
+    }
     throw error;
   } finally {
     unwatch();
@@ -90,7 +93,7 @@ async function runAll(session: Session, { commands, script }: AttachOptions): Pr
       const { runPrompt } = await import("../script/prompt.ts");
       good = await runPrompt(session);
     } else {
-      good = await runScript(session, "standard input", linesOf(Deno.stdin.readable));
+      good = await runLines(session, STDIN, () => Deno.stdin);
     }
   }
   await session.drain();
@@ -102,15 +105,27 @@ async function runFile(session: Session, path: string): Promise<boolean> {
     const { runModule } = await import("../script/module.ts");
     return await runModule(session, path);
   }
-  let text: string;
-  try {
-    text = Deno.readTextFileSync(path);
-  } catch (cause) {
-    const { kind, reason } = BlockError.from(cause, { path, operation: "open" });
-    const hint = kind === "not-capable" ? `run again with --allow-read=${path} (right after 'deno run')` : undefined;
-    throw new CommandFailure(`can't read script ${path}: ${reason}`, hint);
+  return await runLines(session, path, () => Deno.openSync(path));
+}
+
+const STDIN = "standard input";
+
+async function runLines(
+  session: Session,
+  name: string,
+  open: () => { readonly readable: ReadableStream<Uint8Array> },
+): Promise<boolean> {
+  async function* lines() {
+    try {
+      yield* linesOf(open().readable);
+    } catch (cause) {
+      if (cause instanceof CommandError) throw cause;
+      const { kind, reason } = BlockError.from(cause, { path: name, operation: "read" });
+      const hint = kind === "not-capable" ? `run again with --allow-read=${name} (right after 'deno run')` : undefined;
+      throw new CommandFailure(`can't read ${name === STDIN ? name : `script ${name}`}: ${reason}`, hint);
+    }
   }
-  return await runScript(session, path, text.split("\n"));
+  return await runScript(session, name, lines());
 }
 
 async function deviceOptions(devices: readonly string[]): Promise<Partial<BlkOptions>> {

@@ -5,6 +5,7 @@
  */
 
 import { getopt, type LongOption, OptionError } from "../script/getopt.ts";
+import { nearest } from "../script/suggest.ts";
 import { applyFlag, DEFAULT_SETTINGS, type OpenSettings, SettingError } from "../script/open_settings.ts";
 import { UsageError } from "./failure.ts";
 
@@ -78,7 +79,9 @@ export function parseAttach(args: readonly string[]): AttachOptions {
     else values.set(name, [...values.get(name) ?? [], value]);
   }
   if (operands.length > 1) {
-    throw new UsageError(`attach takes one image, and there are ${operands.length}: ${operands.join(" ")}`);
+    const form = values.get("trace")?.includes(null) && operands.find((word) => word === "json" || word === "text");
+    const hint = form ? `the form of the trace goes behind a '=': --trace=${form}` : undefined;
+    throw new UsageError(`attach takes one image, and there are ${operands.length}: ${operands.join(" ")}`, hint);
   }
   const all = (name: string) => (values.get(name) ?? []).map((value) => value ?? "");
   const last = (name: string) => all(name).at(-1);
@@ -104,8 +107,16 @@ function readOptions(args: readonly string[]) {
     return { options, operands: operands.map((index) => args[index]) };
   } catch (error) {
     if (!(error instanceof OptionError)) throw error;
-    throw new UsageError(error.message);
+    throw new UsageError(error.message, meant(args[error.word]));
   }
+}
+
+/** The long option that was meant, if the word is one that does not exist. */
+function meant(word: string): string | undefined {
+  const [, typed] = /^--([^=]+)/.exec(word) ?? [];
+  if (typed === undefined || LONGS.some(({ name }) => name.startsWith(typed))) return undefined;
+  const near = nearest(typed, LONGS.map(({ name }) => name));
+  return near && `did you mean '--${near}'?`;
 }
 
 function flag(settings: OpenSettings, name: string, value: string | null): OpenSettings | null {

@@ -107,6 +107,14 @@ export function parseDevice(text: string): Partial<BlkOptions> {
   return options as Partial<BlkOptions>;
 }
 
+/** The message of the device about one of its options, with the name that the user knows it by. */
+export function inPropertyNames(message: string): string {
+  return message.replace(/^device option (\w+)/, (all, field) => {
+    const row = ROWS.find((row) => row.field === field);
+    return row === undefined ? all : `--device: ${row.name}`;
+  });
+}
+
 /** What `--device help` prints. */
 export function deviceHelp(): string[] {
   const rows = ROWS.map(({ name, kind, field, description }) => {

@@ -16,19 +16,29 @@ const COLOURS: readonly (readonly [pattern: RegExp, colour: number])[] = [
   [/^hint: /, CYAN],
 ];
 
+/** A dump may have millions of lines, which are made as they are written. */
+const LINES_AT_ONCE = 1024;
+
 /** Writes at once, so that the two streams keep their order. */
 export class CommandOutput implements Output {
   readonly #encoder = new TextEncoder();
 
-  out(lines: readonly string[]): void {
-    this.#write(Deno.stdout, lines);
+  out(lines: Iterable<string>): void {
+    let some: string[] = [];
+    for (const line of lines) {
+      if (some.push(line) < LINES_AT_ONCE) continue;
+      this.#write(Deno.stdout, some);
+      some = [];
+    }
+    this.#write(Deno.stdout, some);
   }
 
   err(lines: readonly string[]): void {
     if (lines.length === 0) return;
     // Not asked of the environment: that would need a permission.
     const colour = !Deno.noColor && Deno.stderr.isTerminal();
-    this.#write(Deno.stderr, colour ? lines.map(coloured) : lines);
+    const shown = lines.map(visible);
+    this.#write(Deno.stderr, colour ? shown.map(coloured) : shown);
   }
 
   #write(stream: typeof Deno.stdout, lines: readonly string[]): void {
@@ -41,6 +51,12 @@ export class CommandOutput implements Output {
       if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
     }
   }
+}
+
+/** A message repeats what a file or a command line holds, which is no business of the terminal's. */
+function visible(line: string): string {
+  // deno-lint-ignore no-control-regex
+  return line.replace(/[\x00-\x1f\x7f-\x9f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`);
 }
 
 function coloured(line: string): string {

@@ -14,7 +14,7 @@ const GRAIN_BYTES = 64;
 
 /** The guest has no memory left for a request. */
 export class GuestMemoryError extends Error {
-  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
+  /** Always `"GuestMemoryError"`: what a stack trace begins with. */
   override readonly name = "GuestMemoryError";
 }
 

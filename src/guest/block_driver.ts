@@ -84,9 +84,9 @@ export interface BlockDriverOptions {
   trace?: TraceSink;
 }
 
-/** Why a request has no status byte. */
+/** In place of a status: the device returned the buffer, but its used length does not cover a status byte. */
 export const NO_STATUS: number = -1;
-/** The device was reset, or needs to be, while the request was in flight. */
+/** In place of a status: the device was reset, or needs to be, while the request was in flight. */
 export const LOST: number = -2;
 
 /** Marks a slot that is not in flight. */
@@ -129,12 +129,7 @@ export class RequestSlot {
     this.elements = [{ address: headerAddress, length: HEADER_SIZE, writable: false }];
   }
 
-  /** Adds a data element, in front of the status byte. */
-  addData(address: number, length: number, writable: boolean): void {
-    this.addElement(address, length, writable);
-  }
-
-  /** Adds an element of any kind. */
+  /** Adds an element; data goes between `BlockDriver.begin` and `BlockDriver.end`. */
   addElement(address: number, length: number, writable: boolean): void {
     const element = this.elements[this.count];
     if (element === undefined) {
@@ -308,15 +303,21 @@ export class BlockDriver {
    * ended, after which the slot is free again.
    *
    * @throws RangeError when the queue could never take it
+   * @throws GuestMemoryError when there is no memory for its indirect table
    */
   submit(slot: RequestSlot, queue: number, done: (slot: RequestSlot) => void): void {
-    this.#checkFits(slot, queue);
     slot.queue = queue;
+    try {
+      this.#checkFits(slot);
+      if (this.#waiting[queue].length > 0 || !this.#place(slot)) this.#waiting[queue].push(slot);
+    } catch (error) {
+      this.#free.push(slot);
+      throw error;
+    }
     slot.done = done;
     slot.status = 0;
     this.#inFlight++;
     if (this.onComplete !== null) slot.submittedAt = performance.now();
-    if (this.#waiting[queue].length > 0 || !this.#place(slot)) this.#waiting[queue].push(slot);
   }
 
   /** Makes everything submitted to `queue` available, and notifies the device if it wants to be. */
@@ -415,14 +416,13 @@ export class BlockDriver {
   }
 
   /** A request that the ring can never take would wait for ever, and all behind it too. */
-  #checkFits(slot: RequestSlot, index: number): void {
-    const queue = this.#queues[index];
+  #checkFits(slot: RequestSlot): void {
+    const queue = this.#queues[slot.queue];
     const { raw } = slot;
     const elements = raw === null ? slot.count : raw.descriptors.length;
     // §2.7.5.3.1: an indirect table does not lift the limit; only a chain made by hand may try.
     const counted = raw !== null && raw.indirect ? 1 : elements;
     if (elements > 0 && counted <= queue.size) return;
-    this.#free.push(slot);
     throw new RangeError(`a request of ${elements} elements does not fit a queue of ${queue.size}`);
   }
 

@@ -56,7 +56,7 @@ const MAX_BUFFER_BYTES = 2 ** 32;
 
 /** The device returned something that the driver never gave it. */
 export class DeviceMisbehaved extends Error {
-  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
+  /** Always `"DeviceMisbehaved"`: what a stack trace begins with. */
   override readonly name = "DeviceMisbehaved";
 }
 
@@ -167,14 +167,18 @@ export abstract class DriverQueue {
   /** Gives the queue's memory back. Only after the device has let go of it. */
   release(): void {
     for (const address of Object.values(this.addresses)) this.allocator.free(address as number);
-    for (const table of this.#tables) if (table !== undefined) this.allocator.free(table);
-    this.#tables.length = 0;
+    this.#tables.forEach((table, id) => {
+      if (this.#tableCapacity[id] > 0) this.allocator.free(table);
+    });
+    this.#tableCapacity.length = 0;
   }
 
   /** An indirect table for `count` descriptors that belongs to `id`. */
   protected indirectTable(id: number, count: number): number {
     if ((this.#tableCapacity[id] ?? 0) < count) {
-      if (this.#tables[id] !== undefined) this.allocator.free(this.#tables[id]);
+      if (this.#tableCapacity[id] > 0) this.allocator.free(this.#tables[id]);
+      // Without a table, should there be no memory for the larger one.
+      this.#tableCapacity[id] = 0;
       this.#tables[id] = this.allocator.allocate(count * 16, 16);
       this.#tableCapacity[id] = count;
     }

@@ -26,6 +26,7 @@ import {
   VIRTIO_BLK_F_SIZE_MAX,
   VIRTIO_BLK_F_WRITE_ZEROES,
   VIRTIO_BLK_S_OK,
+  VIRTIO_BLK_S_UNSUPP,
   VIRTIO_BLK_T_DISCARD,
   VIRTIO_BLK_T_FLUSH,
   VIRTIO_BLK_T_GET_ID,
@@ -35,19 +36,20 @@ import {
   VIRTIO_BLK_T_SECURE_ERASE,
   VIRTIO_BLK_T_WRITE_ZEROES,
 } from "../blk/blk_layout.ts";
+import type { MemoryRegion } from "../memory/region.ts";
 import type { RegisterWindow } from "../transport/mmio/mmio_layout.ts";
 import { hasFeature } from "../virtio/features.ts";
 import { GuestAllocator } from "./allocator.ts";
 import { BlockDriver, type BlockDriverOptions, LOST, NO_STATUS, type RequestSlot } from "./block_driver.ts";
 import type { RawDescriptor } from "./driver_queue.ts";
-import type { MemoryRegion } from "../memory/region.ts";
+import { WriteOrder } from "./write_order.ts";
 
 /** Largest piece into which a long transfer is cut, in bytes; as big as Linux makes its requests. */
 const MAX_TRANSFER_BYTES = 1 << 20;
 
 /** A request ended badly. */
 export class GuestIoError extends Error {
-  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
+  /** Always `"GuestIoError"`: what a stack trace begins with. */
   override readonly name = "GuestIoError";
   /** What was asked for. */
   readonly operation: string;
@@ -69,7 +71,7 @@ export class GuestIoError extends Error {
 
 /** A range outside the disk, or a request that the driver must not send. */
 export class GuestRangeError extends RangeError {
-  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
+  /** Always `"GuestRangeError"`: what a stack trace begins with. */
   override readonly name = "GuestRangeError";
 }
 
@@ -94,6 +96,7 @@ export class Guest {
   /** The driver, for whatever is not here. */
   readonly driver: BlockDriver;
   readonly #allocator: GuestAllocator;
+  readonly #order = new WriteOrder();
   #capacityBytes = 0;
   #nextQueue = 0;
   #kickScheduled: boolean[] = [];
@@ -173,7 +176,7 @@ export class Guest {
 
   /**
    * Writes to the disk. An edge that is not at a sector's border is read first and written back, as a page cache
-   * would.
+   * would; meanwhile no other request of this guest changes the sector.
    *
    * @throws GuestIoError GuestRangeError
    */
@@ -181,19 +184,19 @@ export class Guest {
     this.#checkRange(offset, data.byteLength);
     const start = offset - (offset % SECTOR_SIZE);
     const end = Math.ceil((offset + data.byteLength) / SECTOR_SIZE) * SECTOR_SIZE;
-    if (start === offset && end === offset + data.byteLength) {
-      return this.#transfer("write", VIRTIO_BLK_T_OUT, offset, data, options);
-    }
-    if (data.byteLength === 0) return;
-    const merged = new Uint8Array(end - start);
-    const { queue } = options;
-    const first = await this.read(start, SECTOR_SIZE, { queue });
-    merged.set(first);
-    if (end - SECTOR_SIZE > start) {
-      merged.set(await this.read(end - SECTOR_SIZE, SECTOR_SIZE, { queue }), end - SECTOR_SIZE - start);
-    }
-    merged.set(data, offset - start);
-    await this.#transfer("write", VIRTIO_BLK_T_OUT, start, merged, { queue });
+    const aligned = start === offset && end === offset + data.byteLength;
+    if (!aligned && data.byteLength === 0) return;
+    await this.#order.run(start, end, !aligned, async () => {
+      if (aligned) return await this.#transfer("write", VIRTIO_BLK_T_OUT, offset, data, options);
+      const { queue } = options;
+      const merged = new Uint8Array(end - start);
+      merged.set(await this.read(start, SECTOR_SIZE, { queue }));
+      if (end - SECTOR_SIZE > start) {
+        merged.set(await this.read(end - SECTOR_SIZE, SECTOR_SIZE, { queue }), end - SECTOR_SIZE - start);
+      }
+      merged.set(data, offset - start);
+      await this.#transfer("write", VIRTIO_BLK_T_OUT, start, merged, { queue });
+    });
   }
 
   /**
@@ -256,7 +259,7 @@ export class Guest {
     const queue = options.queue ?? 0;
     // A device that needs a reset returns nothing any more.
     if (this.#unusable) return Promise.resolve({ status: null, bytesWritten: null });
-    if (queue >= this.queueCount) return Promise.reject(new GuestRangeError(`there is no queue ${queue}`));
+    if (driver.queues[queue] === undefined) return Promise.reject(new GuestRangeError(`there is no queue ${queue}`));
     const slot = driver.take();
     slot.raw = { descriptors, indirect: options.indirect ?? false };
     const { statusAddress } = options;
@@ -290,7 +293,7 @@ export class Guest {
   /** Makes everything available that was held back since `plug`. */
   unplug(): void {
     this.#plugged = false;
-    this.#heldBack.forEach((queue) => this.#kick(queue));
+    this.#heldBack.forEach((queue) => this.driver.kick(queue));
     this.#heldBack.clear();
   }
 
@@ -330,7 +333,9 @@ export class Guest {
    */
   setWriteback(writeback: boolean): void {
     // §2.5.1: without the feature there is no such field.
-    if (!hasFeature(this.features, VIRTIO_BLK_F_CONFIG_WCE)) throw new GuestIoError("setWriteback", 2);
+    if (!hasFeature(this.features, VIRTIO_BLK_F_CONFIG_WCE)) {
+      throw new GuestIoError("setWriteback", VIRTIO_BLK_S_UNSUPP);
+    }
     this.driver.registers.writeConfig(configField("writeback").offset, 1, writeback ? 1 : 0);
   }
 
@@ -433,30 +438,30 @@ export class Guest {
     if (offset % SECTOR_SIZE !== 0 || lengthBytes % SECTOR_SIZE !== 0) {
       throw new GuestRangeError(`${operation} works on whole sectors of ${SECTOR_SIZE} bytes`);
     }
-    if (!hasFeature(this.features, feature)) {
-      throw new GuestIoError(operation, 2);
-    }
+    if (!hasFeature(this.features, feature)) throw new GuestIoError(operation, VIRTIO_BLK_S_UNSUPP);
     const field = {
       [VIRTIO_BLK_T_DISCARD]: "max_discard_sectors",
       [VIRTIO_BLK_T_WRITE_ZEROES]: "max_write_zeroes_sectors",
       [VIRTIO_BLK_T_SECURE_ERASE]: "max_secure_erase_sectors",
     }[type] as ConfigFieldName;
     const limit = this.driver.readConfig(field) * SECTOR_SIZE;
-    for (let done = 0; done < lengthBytes; done += limit) {
-      const sectors = Math.min(limit, lengthBytes - done) / SECTOR_SIZE;
-      const bytes = new Uint8Array(RANGE_SIZE);
-      const view = new DataView(bytes.buffer);
-      view.setBigUint64(0, BigInt((offset + done) / SECTOR_SIZE), true);
-      view.setUint32(8, sectors, true);
-      view.setUint32(12, flags, true);
-      const address = this.allocate(RANGE_SIZE);
-      try {
-        this.memory(address, RANGE_SIZE).set(bytes);
-        await this.#request(operation, type, 0, [{ address, length: RANGE_SIZE, writable: false }], options.queue);
-      } finally {
-        this.#giveBack(address);
+    await this.#order.run(offset, offset + lengthBytes, false, async () => {
+      for (let done = 0; done < lengthBytes; done += limit) {
+        const sectors = Math.min(limit, lengthBytes - done) / SECTOR_SIZE;
+        const bytes = new Uint8Array(RANGE_SIZE);
+        const view = new DataView(bytes.buffer);
+        view.setBigUint64(0, BigInt((offset + done) / SECTOR_SIZE), true);
+        view.setUint32(8, sectors, true);
+        view.setUint32(12, flags, true);
+        const address = this.allocate(RANGE_SIZE);
+        try {
+          this.memory(address, RANGE_SIZE).set(bytes);
+          await this.#request(operation, type, 0, [{ address, length: RANGE_SIZE, writable: false }], options.queue);
+        } finally {
+          this.#giveBack(address);
+        }
       }
-    }
+    });
   }
 
   async #readBytes(operation: string, type: number, size: number, options: RequestOptions): Promise<Uint8Array> {
@@ -478,7 +483,7 @@ export class Guest {
   ): Promise<void> {
     const { driver } = this;
     if (this.#unusable) return Promise.reject(new GuestIoError(operation, LOST));
-    if (queue >= this.queueCount) return Promise.reject(new GuestRangeError(`there is no queue ${queue}`));
+    if (driver.queues[queue] === undefined) return Promise.reject(new GuestRangeError(`there is no queue ${queue}`));
     const slot = driver.take();
     driver.begin(slot, type, sector);
     for (const { address, length, writable } of data) slot.addElement(address, length, writable);
@@ -523,13 +528,8 @@ export class Guest {
     this.#kickScheduled[queue] = true;
     queueMicrotask(() => {
       this.#kickScheduled[queue] = false;
-      this.#kick(queue);
+      this.driver.kick(queue);
     });
-  }
-
-  #kick(queue: number): void {
-    // A reset may have come between.
-    if (queue < this.queueCount) this.driver.kick(queue);
   }
 }
 

@@ -24,7 +24,7 @@ import type { QueueAddresses } from "./driver_queue.ts";
 
 /** The driver gave up on a device. */
 export class ProbeError extends Error {
-  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
+  /** Always `"ProbeError"`: what a stack trace begins with. */
   override readonly name = "ProbeError";
 }
 

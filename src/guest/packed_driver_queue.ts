@@ -4,6 +4,7 @@
  * @module
  */
 
+import { flagNames } from "../trace/descriptors.ts";
 import { passesEvent } from "../virtio/virtqueue/notification_layout.ts";
 import {
   EVENT_FLAGS,
@@ -88,7 +89,7 @@ export class PackedDriverQueue extends DriverQueue {
     this.checkBuffer(elements, count);
     const slots = this.slotsFor(count);
     if (slots > this.free || this.#ids.length === 0) return false;
-    const id = this.#takeId();
+    const id = this.#ids[this.#ids.length - 1];
     if (slots === 1 && count > 1) {
       const table = this.indirectTable(id, count);
       const base = table - this.allocator.ram.guestAddress;
@@ -114,7 +115,7 @@ export class PackedDriverQueue extends DriverQueue {
   override addRaw(descriptors: readonly RawDescriptor[], indirect: boolean, token: number): boolean {
     const slots = indirect ? 1 : descriptors.length;
     if (slots > this.free || slots === 0 || this.#ids.length === 0) return false;
-    const id = this.#takeId();
+    const id = this.#ids[this.#ids.length - 1];
     if (indirect) {
       const table = this.indirectTable(id, descriptors.length);
       const base = table - this.allocator.ram.guestAddress;
@@ -209,19 +210,14 @@ export class PackedDriverQueue extends DriverQueue {
       `  driver events ${event(this.#driverEvent)}`,
       `  device events ${event(this.#deviceEvent)}`,
     ];
-    const names = [[1, "NEXT"], [2, "WRITE"], [4, "INDIRECT"], [PVIRTQ_DESC_F_AVAIL, "AVAIL"], [
-      PVIRTQ_DESC_F_USED,
-      "USED",
-    ]] as const;
     for (let i = 0; i < this.size; i++) {
       const at = this.#ring + i * PVIRTQ_DESC_SIZE;
       const address = this.#ram.getBigUint64(at, true);
       if (address === 0n) continue;
       const flags = this.#ram.getUint16(at + PVIRTQ_DESC_FLAGS, true);
-      const set = names.filter(([bit]) => flags & bit).map(([, name]) => name);
       lines.push(
         `  desc[${i}]  addr 0x${address.toString(16)}  len ${this.#ram.getUint32(at + PVIRTQ_DESC_LEN, true)}` +
-          `  id ${this.#ram.getUint16(at + PVIRTQ_DESC_ID, true)}  flags ${set.join("|") || "0"}`,
+          `  id ${this.#ram.getUint16(at + PVIRTQ_DESC_ID, true)}  flags ${flagNames(flags)}`,
       );
     }
     return lines;
@@ -230,10 +226,6 @@ export class PackedDriverQueue extends DriverQueue {
   #isUsed(flags: number): boolean {
     return ((flags & PVIRTQ_DESC_F_AVAIL) !== 0) === this.#usedWrap &&
       ((flags & PVIRTQ_DESC_F_USED) !== 0) === this.#usedWrap;
-  }
-
-  #takeId(): number {
-    return this.#ids.pop()!;
   }
 
   #append(address: number, length: number, id: number, flags: number): void {
@@ -266,6 +258,8 @@ export class PackedDriverQueue extends DriverQueue {
       this.#setFlags(this.#listAt, this.#listFlags);
     }
     this.#listAt = -1;
+    // Not before: when there is no memory for an indirect table, the ID stays free.
+    this.#ids.pop();
     this.free -= slots;
     this.lengths[id] = slots;
     this.tokens[id] = token;

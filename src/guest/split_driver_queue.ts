@@ -4,6 +4,7 @@
  * @module
  */
 
+import { flagNames } from "../trace/descriptors.ts";
 import { passesEvent } from "../virtio/virtqueue/notification_layout.ts";
 import {
   AVAIL_FLAGS,
@@ -234,10 +235,9 @@ export class SplitDriverQueue extends DriverQueue {
       const address = this.#ram.getBigUint64(at, true);
       if (address === 0n) continue;
       const flags = this.#ram.getUint16(at + 12, true);
-      const names = [[1, "NEXT"], [2, "WRITE"], [4, "INDIRECT"]].filter(([bit]) => flags & (bit as number));
       lines.push(
         `  desc[${i}]  addr 0x${address.toString(16)}  len ${this.#ram.getUint32(at + 8, true)}` +
-          `  flags ${names.map(([, name]) => name).join("|") || "0"}  next ${this.#ram.getUint16(at + 14, true)}`,
+          `  flags ${flagNames(flags)}  next ${this.#ram.getUint16(at + 14, true)}`,
       );
     }
     return lines;

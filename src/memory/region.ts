@@ -23,8 +23,7 @@ export class MemoryRegion {
   /** The region as 16-bit units, for the ring indexes that need atomic access; a trailing odd byte is left out. */
   readonly words: Uint16Array;
 
-  #viewOffsets = new Float64Array(VIEW_CACHE_SLOTS).fill(-1);
-  #views: (Uint8Array | undefined)[] = new Array(VIEW_CACHE_SLOTS).fill(undefined);
+  readonly #views: (Uint8Array | undefined)[] = [];
 
   /**
    * Puts `bytes` at a guest-physical address.
@@ -57,12 +56,8 @@ export class MemoryRegion {
     // 4 KiB-aligned buffers and sector-aligned ones should both spread over the slots.
     const slot = ((offset >>> 12) ^ (offset >>> 5)) & (VIEW_CACHE_SLOTS - 1);
     const cached = this.#views[slot];
-    if (cached !== undefined && this.#viewOffsets[slot] === offset && cached.byteLength === lengthBytes) {
-      return cached;
-    }
-    const view = this.bytes.subarray(offset, offset + lengthBytes);
-    this.#viewOffsets[slot] = offset;
-    this.#views[slot] = view;
-    return view;
+    const at = this.bytes.byteOffset + offset;
+    if (cached !== undefined && cached.byteOffset === at && cached.byteLength === lengthBytes) return cached;
+    return this.#views[slot] = this.bytes.subarray(offset, offset + lengthBytes);
   }
 }

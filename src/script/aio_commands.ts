@@ -9,17 +9,17 @@ import { readArguments, readPattern, sizeAt } from "./arguments.ts";
 import { type Command, CommandError, type Invocation, type Result, SILENT, usageError } from "./command.ts";
 import { patternFailure, shown, sum, vectorArguments } from "./data_common.ts";
 import { failureText } from "./failures.ts";
-import { transferResult } from "./report.ts";
+import { jsonLine, transferResult } from "./report.ts";
 import { vectorOptions, writeZeroes } from "./transfers.ts";
 import { DEFAULT_PATTERN } from "./write_commands.ts";
 
-function aioRead(invocation: Invocation): Result {
+async function aioRead(invocation: Invocation): Promise<Result> {
   const args = readArguments<{ P: number }>(invocation, { P: readPattern });
   if (args.has("i")) return injected("read");
   const { offset, lengths } = vectorArguments(invocation, args);
   const { guest } = invocation.session.machine;
   const lengthBytes = sum(lengths);
-  return send(invocation, "readv", async (done) => {
+  return await send(invocation, "readv", lengthBytes, async (done) => {
     const data = await guest.read(offset, lengthBytes, vectorOptions(guest, offset, lengths));
     const seconds = done();
     const { P: pattern } = args.values;
@@ -29,7 +29,7 @@ function aioRead(invocation: Invocation): Result {
   });
 }
 
-function aioWrite(invocation: Invocation): Result {
+async function aioWrite(invocation: Invocation): Promise<Result> {
   const args = readArguments<{ P: number }>(invocation, { P: readPattern });
   if (args.has("i")) return injected("write");
   const zeros = args.has("z");
@@ -48,7 +48,7 @@ function aioWrite(invocation: Invocation): Result {
     : vectorArguments(invocation, args);
   const { guest } = invocation.session.machine;
   const lengthBytes = sum(lengths);
-  return send(invocation, "aio_write", async (done) => {
+  return await send(invocation, "aio_write", lengthBytes, async (done) => {
     if (zeros) await writeZeroes(guest, offset, lengthBytes, { unmap: args.has("u"), noFallback: false });
     else {
       const data = new Uint8Array(lengthBytes).fill(args.values.P ?? DEFAULT_PATTERN);
@@ -70,26 +70,27 @@ function injected(kind: "read" | "write"): Result {
 }
 
 /** Lets `action` run, and prints its result, or why there is none, when it ends. */
-function send(
+async function send(
   { session, words }: Invocation,
   verb: string,
+  lengthBytes: number,
   action: (done: () => number) => Promise<Result>,
-): Result {
+): Promise<Result> {
   const start = performance.now();
   const name = words[0].text;
   const finish = async () => {
     try {
       const { text, json, failure } = await action(() => (performance.now() - start) / 1000);
       const error = failure === undefined ? {} : { error: failure };
-      session.output.out(session.json ? [JSON.stringify({ command: name, ...json, ...error })] : text);
+      session.output.out(session.json ? [jsonLine(name, json, error)] : text);
     } catch (error) {
       const text = failureText(error);
       if (text === null) throw error;
       const line = `${verb} failed: ${text}`;
-      session.output.out([session.json ? JSON.stringify({ command: name, error: line }) : line]);
+      session.output.out([session.json ? jsonLine(name, { error: line }) : line]);
     }
   };
-  session.background(finish());
+  await session.background(lengthBytes, finish);
   return { ...SILENT, json: { submitted: true } };
 }
 
@@ -113,6 +114,7 @@ export const AIO_COMMANDS: readonly Command[] = [
     ],
     count: [2, Infinity],
     sends: true,
+    goesOn: true,
     letters: "CiP:qrv",
     run: aioRead,
   },
@@ -124,6 +126,7 @@ export const AIO_COMMANDS: readonly Command[] = [
     count: [2, Infinity],
     writes: true,
     sends: true,
+    goesOn: true,
     letters: "CfiP:qruz",
     run: aioWrite,
   },

@@ -13,7 +13,7 @@ import { VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE } from "../virtio/virtqueue/split
 import { readArguments } from "./arguments.ts";
 import { type ChainElement, HEADERS, parseElement } from "./chain_syntax.ts";
 import { type Command, CommandError, type Invocation, type Result, usageError } from "./command.ts";
-import { dumpLines, hex } from "./report.ts";
+import { dumpLines } from "./report.ts";
 import { readQueue } from "./ring_commands.ts";
 import { type Session, turn } from "./session.ts";
 
@@ -29,10 +29,10 @@ interface Placed {
 }
 
 async function chain(invocation: Invocation): Promise<Result> {
-  const { session, command, words } = invocation;
+  const { session, command } = invocation;
   const args = readArguments<{ q: number }>(invocation, { q: (text, word) => readQueue(invocation, text, word) });
   if (args.operands.length === 0) throw usageError(command);
-  const elements = args.operands.flatMap((index) => parseElement(words[index].text, index));
+  const elements = parseElements(invocation, args.operands);
   const { guest } = session.machine;
   const queue = args.values.q ?? 0;
   const indirect = args.has("i");
@@ -55,18 +55,38 @@ async function chain(invocation: Invocation): Promise<Result> {
   const data = writableData(guest, placed);
   // Memory that the device may still write to is not given back.
   if (result !== null && result.bytesWritten !== null) placed.addresses.forEach((address) => guest.release(address));
-  return show(session, { queue, result, data, violations, count: elements.length, verbose: args.has("v") });
+  const outcome = { queue, result, data, violations, count: elements.length, verbose: args.has("v") };
+  return show(outcome, guest.driver.needsReset, session.explains);
+}
+
+/** A chain's buffers are made before any is placed; more than this no guest has by default. */
+const MAX_CHAIN_BYTES = 64 << 20;
+
+function parseElements({ words }: Invocation, operands: readonly number[]): ChainElement[] {
+  let total = 0;
+  return operands.flatMap((word) => {
+    const elements = parseElement(words[word].text, word);
+    for (const { lengthBytes } of elements) total += lengthBytes;
+    if (total > MAX_CHAIN_BYTES) throw new CommandError("a chain has at most 64 MiB; ,len= can claim more", { word });
+    return elements;
+  });
 }
 
 /** Gives each element memory, and makes its descriptor. */
 function place(guest: Guest, elements: readonly ChainElement[]): Placed {
-  const addresses = elements.map(({ bytes, lengthBytes }) => {
-    const address = guest.allocate(Math.max(1, lengthBytes));
-    const memory = guest.memory(address, lengthBytes);
-    if (bytes === null) memory.fill(0);
-    else memory.set(bytes);
-    return address;
-  });
+  const addresses: number[] = [];
+  try {
+    for (const { bytes, lengthBytes } of elements) {
+      const address = guest.allocate(Math.max(1, lengthBytes));
+      addresses.push(address);
+      const memory = guest.memory(address, lengthBytes);
+      if (bytes === null) memory.fill(0);
+      else memory.set(bytes);
+    }
+  } catch (error) {
+    addresses.forEach((address) => guest.release(address));
+    throw error;
+  }
   const descriptors = elements.map(({ bytes, lengthBytes, override }, i): RawDescriptor => ({
     address: override.address ?? BigInt(addresses[i]),
     length: override.length ?? lengthBytes,
@@ -116,37 +136,48 @@ interface Outcome {
   readonly verbose: boolean;
 }
 
-function show(session: Session, { queue, count, result, data, violations, verbose }: Outcome): Result {
-  const { needsReset } = session.machine.guest.driver;
+function show(outcome: Outcome, needsReset: boolean, explained: boolean): Result {
+  const { queue, result, violations, data } = outcome;
   const back = result !== null && result.bytesWritten !== null;
   const status = result?.status ?? null;
-  const text = [`chain of ${count} ${count === 1 ? "descriptor" : "descriptors"} on queue ${queue}`];
-  if (back) {
-    text.push(`  status       ${status === null ? "none was written" : `${statusName(status)} (${status})`}`);
-    text.push(`  used length  ${result.bytesWritten}`);
-    for (const { label, bytes } of data) {
-      if (verbose) text.push(`  ${label}`, ...dumpLines(bytes, 0));
-      else text.push(`  ${label.padEnd(11)}  ${preview(bytes)}`);
-    }
-  } else {
-    text.push(`  never came back${needsReset ? ": the device needs a reset" : ""}`);
-  }
-  for (const violation of violations) {
-    const lines = explainLines(violation);
-    text.push(...(session.explains ? lines.slice(0, 1) : lines).map((line) => `  ${line}`));
-  }
   return {
-    text,
+    text: outcomeLines(outcome, needsReset, explained),
     json: {
       queue,
       returned: back,
       status: status === null ? null : statusName(status),
       usedLength: result?.bytesWritten ?? null,
       needsReset,
-      data: back ? data.map(({ label, bytes }) => ({ element: label, bytes: hex(bytes) })) : [],
+      data: back ? data.map(({ label, bytes }) => ({ element: label, bytes })) : [],
       violations: violations.map(({ violation, consequence }) => ({ ...violation, consequence })),
     },
   };
+}
+
+function* outcomeLines(
+  { queue, count, result, data, violations, verbose }: Outcome,
+  needsReset: boolean,
+  explained: boolean,
+): Iterable<string> {
+  yield `chain of ${count} ${count === 1 ? "descriptor" : "descriptors"} on queue ${queue}`;
+  if (result !== null && result.bytesWritten !== null) {
+    const { status, bytesWritten } = result;
+    yield `  status       ${status === null ? "none was written" : `${statusName(status)} (${status})`}`;
+    yield `  used length  ${bytesWritten}`;
+    for (const { label, bytes } of data) {
+      if (!verbose) yield `  ${label.padEnd(11)}  ${preview(bytes)}`;
+      else {
+        yield `  ${label}`;
+        yield* dumpLines(bytes, 0);
+      }
+    }
+  } else {
+    yield `  never came back${needsReset ? ": the device needs a reset" : ""}`;
+  }
+  for (const violation of violations) {
+    const lines = explainLines(violation);
+    for (const line of explained ? lines.slice(0, 1) : lines) yield `  ${line}`;
+  }
 }
 
 function preview(bytes: Uint8Array): string {

@@ -67,9 +67,8 @@ export function parseElement(text: string, word: number): ChainElement[] {
   let cuts: number[] | null = null;
   for (const option of options) {
     const [, key, value] = /^([^=]*)=?(.*)$/s.exec(option)!;
-    const field = OVERRIDES[key];
     if (key === "cut") cuts = value.split("+").map((part) => readSize(part, word));
-    else if (field !== undefined) Object.assign(override, field(value, word));
+    else if (Object.hasOwn(OVERRIDES, key)) Object.assign(override, OVERRIDES[key](value, word));
     else fail(`${option} is not an override: ${[...Object.keys(OVERRIDES), "cut"].join(", ")}`, word);
   }
   if (cuts === null) return [{ ...element, override }];

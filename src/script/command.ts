@@ -10,9 +10,9 @@ import type { Word } from "./words.ts";
 
 /** What came of a command. */
 export interface Result {
-  /** The printed form: lines for standard output. */
-  readonly text: readonly string[];
-  /** The JSON form: the fields of one object. */
+  /** The printed form: lines for standard output, made when they are printed, since a dump may have millions. */
+  readonly text: Iterable<string>;
+  /** The JSON form: the fields of one object. Bytes become hexadecimal digits when it is printed. */
   readonly json: Readonly<Record<string, unknown>>;
   /** Set when the command ran but did not succeed: why. The line is in `text` already. */
   readonly failure?: string;
@@ -48,6 +48,8 @@ export interface Command {
   readonly writes?: boolean;
   /** Whether it sends requests, which a device that needs a reset does not take. Default: no. */
   readonly sends?: boolean;
+  /** Whether it ends before its requests do, so that they may wait to be sent together with the next. Default: no. */
+  readonly goesOn?: boolean;
   /** Short options as getopt(3) takes them. */
   readonly letters?: string;
   run(invocation: Invocation): Result | Promise<Result>;

@@ -30,8 +30,11 @@ function quit({ session }: Invocation): Result {
 }
 
 async function sleep({ words }: Invocation): Promise<Result> {
-  const milliseconds = readNumber(words[1].text, 1);
-  await new Promise((resolve) => setTimeout(resolve, milliseconds));
+  const end = performance.now() + readNumber(words[1].text, 1);
+  // A timer takes 31 bits of milliseconds; a longer one would end at once.
+  for (let left = end - performance.now(); left > 0; left = end - performance.now()) {
+    await new Promise((resolve) => setTimeout(resolve, Math.min(left, 2 ** 31 - 1)));
+  }
   return SILENT;
 }
 

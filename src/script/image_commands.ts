@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Extent, Image } from "../image/image.ts";
+import type { DetailValue, Extent, Image } from "../image/image.ts";
 import { formatSize } from "../image/size.ts";
 import { SegmentList } from "../memory/segment_list.ts";
 import { BlockError } from "../storage/block_error.ts";
@@ -16,18 +16,40 @@ function length({ session }: Invocation): Result {
   return { text: [formatSize(sizeBytes)], json: { bytes: sizeBytes } };
 }
 
-function info({ session }: Invocation): Result {
+async function info({ session }: Invocation): Promise<Result> {
   const { image } = session.machine;
+  // Where a format has no clusters, scripts expect the lines all the same.
+  const { clusterBytes, vmStateOffset, specific } = await image.details?.() ?? NO_DETAILS;
+  const { name, format, sizeBytes } = image;
+  const facts = { name, format, sizeBytes, readOnly: session.readOnly };
   return {
-    // The last two are facts about formats with clusters; scripts expect the lines all the same.
-    text: [`format name: ${image.format}`, "cluster size: 0 bytes", "vm state offset: 0 bytes"],
-    json: { name: image.name, format: image.format, sizeBytes: image.sizeBytes, readOnly: session.readOnly },
+    text: [
+      `format name: ${format}`,
+      `cluster size: ${formatSize(clusterBytes)}`,
+      `vm state offset: ${formatSize(vmStateOffset)}`,
+      ...specific === undefined ? [] : ["Format specific information:", ...detailLines(specific, "    ")],
+    ],
+    json: specific === undefined ? facts : { ...facts, clusterBytes, vmStateOffset, specific },
   };
 }
 
-function map({ session }: Invocation): Result {
+const NO_DETAILS = { clusterBytes: 0, vmStateOffset: 0, specific: undefined };
+
+/** Facts in QEMU's form: one a line, what belongs to another indented below it. */
+function detailLines(value: DetailValue, indent: string): string[] {
+  const entries = Object.entries(value).map(([key, inner]) =>
+    [Array.isArray(value) ? `[${key}]` : key, inner] as const
+  );
+  return entries.flatMap(([key, inner]) =>
+    typeof inner === "object"
+      ? [`${indent}${key}:`, ...detailLines(inner, `${indent}    `)]
+      : [`${indent}${key}: ${inner}`]
+  );
+}
+
+async function map({ session }: Invocation): Promise<Result> {
   const { image } = session.machine;
-  const runs = allocation(image.map(0, image.sizeBytes));
+  const runs = await allocation(image, 0, image.sizeBytes);
   const text = runs.map(({ offset, lengthBytes, allocated }) => {
     const state = allocated ? "    allocated" : "not allocated";
     return `${withHex(lengthBytes)} bytes ${state} at offset ${withHex(offset)}`;
@@ -35,13 +57,13 @@ function map({ session }: Invocation): Result {
   return { text, json: { extents: runs } };
 }
 
-function alloc(invocation: Invocation): Result {
+async function alloc(invocation: Invocation): Promise<Result> {
   const { session, words } = invocation;
   const { image } = session.machine;
   const offset = sizeAt(invocation, 1);
   const wanted = words.length > 2 ? sizeAt(invocation, 2) : 512;
   const count = Math.max(0, Math.min(wanted, image.sizeBytes - offset));
-  const runs = count === 0 ? [] : allocation(image.map(offset, count));
+  const runs = await allocation(image, offset, count);
   const allocated = runs.reduce((total, run) => total + (run.allocated ? run.lengthBytes : 0), 0);
   return {
     text: [`${allocated}/${count} bytes allocated at offset ${formatSize(offset)}`],
@@ -55,16 +77,27 @@ interface Run {
   readonly allocated: boolean;
 }
 
-/** Joins neighbours that differ only in where they are stored. */
-function allocation(extents: readonly Extent[]): Run[] {
+/** The map of a large disk is asked for in pieces, of which only the runs are kept. */
+const MAP_WINDOW_BYTES = 1 << 30;
+
+/** The runs of a range that are in this image, and those that are not. As in QEMU, zeros can be in an image. */
+async function allocation(image: Image, offset: number, lengthBytes: number): Promise<Run[]> {
   const runs: Run[] = [];
+  const end = offset + lengthBytes;
+  for (let at = offset; at < end; at += MAP_WINDOW_BYTES) {
+    addRuns(runs, await image.map(at, Math.min(MAP_WINDOW_BYTES, end - at)));
+  }
+  return runs;
+}
+
+/** Joins neighbours that differ only in where they are stored. */
+function addRuns(runs: Run[], extents: readonly Extent[]): void {
   for (const { guestOffset, lengthBytes, kind } of extents) {
-    const allocated = kind === "data";
+    const allocated = kind !== "unallocated";
     const last = runs.at(-1);
     if (last?.allocated === allocated) runs[runs.length - 1] = { ...last, lengthBytes: last.lengthBytes + lengthBytes };
     else runs.push({ offset: guestOffset, lengthBytes, allocated });
   }
-  return runs;
 }
 
 function withHex(bytes: number): string {
@@ -83,7 +116,7 @@ async function truncate(invocation: Invocation): Promise<Result> {
   const { session, command } = invocation;
   const args = readArguments<{ m: string }>(invocation, { m: readText });
   const { m: mode = "off" } = args.values;
-  const how = PREALLOCATION[mode];
+  const how = Object.hasOwn(PREALLOCATION, mode) ? PREALLOCATION[mode] : undefined;
   const fail = (message: string, word: number) => new CommandError(message, { stream: "stderr", word });
   if (how === undefined) throw fail(`Invalid preallocation mode '${mode}'`, args.wordOf("m"));
   if (args.operands.length < 1) throw usageError(command);

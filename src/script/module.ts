@@ -9,11 +9,6 @@ import { pathToFileURL } from "node:url";
 import { BlockError } from "../storage/block_error.ts";
 import type { Session } from "./session.ts";
 
-/** Whether a script is a module rather than lines of the command language. */
-export function isModule(path: string): boolean {
-  return /\.[cm]?[jt]s$/.test(path);
-}
-
 /**
  * Imports a module and calls its default export with `(guest, machine)`.
  *

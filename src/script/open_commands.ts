@@ -125,7 +125,7 @@ export const OPEN_COMMANDS: readonly Command[] = [
       `  -t  cache mode: ${Object.keys(CACHE_MODES).join(", ")}`,
       "  -n  the same as -t none",
       "  -d  what discards do: unmap (default) or ignore",
-      "  -o  driver=, read-only=, force-share=, discard=, cache.direct=, cache.no-flush=, filename=",
+      "  -o  driver=, read-only=, force-share=, discard=, cache.direct=, cache.no-flush=, l2-cache-size=, filename=",
       "  -C, -k, -i  accepted; nothing here that they could change",
     ],
     count: [1, Infinity],

@@ -5,6 +5,8 @@
  * @module
  */
 
+import { parseSize } from "../image/size.ts";
+
 /** What a cache mode means. */
 export interface CacheMode {
   /** Completed writes may wait for a flush. */
@@ -39,6 +41,8 @@ export interface OpenSettings {
   readonly share: boolean;
   readonly cache: CacheMode;
   readonly discard: boolean;
+  /** Most memory for the tables of a qcow2 image, in bytes. */
+  readonly l2CacheBytes?: number;
 }
 
 /**
@@ -110,9 +114,17 @@ export function applyOption(settings: OpenSettings, key: string, value: string):
       return { ...settings, cache: { ...settings.cache, direct: on } };
     case "cache.no-flush":
       return { ...settings, cache: { ...settings.cache, noFlush: on } };
+    case "l2-cache-size":
+      return { ...settings, l2CacheBytes: sizeOf(key, value) };
     default:
       throw new SettingError(`Block format '${settings.format ?? "raw"}' does not support the option '${key}'`);
   }
+}
+
+function sizeOf(key: string, value: string): number {
+  const size = parseSize(value);
+  if (typeof size === "number") return size;
+  throw new SettingError(`Parameter '${key}' expects a non-negative number below 2^64`);
 }
 
 function lookUp<T>(table: Readonly<Record<string, T>>, name: string, what: string): T {

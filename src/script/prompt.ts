@@ -23,9 +23,21 @@ export async function runPrompt(session: Session): Promise<boolean> {
   Object.defineProperty(process, "env", { value: {}, configurable: true });
   const terminal = createInterface({ input: process.stdin, output: process.stdout, prompt: PROMPT, completer });
   let good = true;
+  let running = false;
+  let interrupted = false;
+  terminal.on("SIGINT", () => {
+    // A command can't be cut short, but whoever presses ctrl-C does not want to wait for it: as a signal would.
+    if (running) Deno.exit(130);
+    interrupted = true;
+    terminal.close();
+  });
   terminal.prompt();
   for await (const line of terminal) {
+    // A line that was typed before may still come.
+    if (interrupted) break;
+    running = true;
     good = await runLine(session, line, null) && good;
+    running = false;
     if (session.quitting) break;
     terminal.prompt();
   }

@@ -32,14 +32,23 @@ export interface ReportOptions {
 /** The result of a transfer. */
 export function transferResult(transfer: Transfer, options: ReportOptions): Result {
   const { verb, offset, lengthBytes, seconds } = transfer;
-  const text: string[] = options.failure === undefined ? [] : [options.failure];
-  if (!options.quiet) {
-    if (options.dump) text.push(...dumpLines(options.dump, offset));
-    text.push(...reportLines(transfer, options.commas ?? false));
-  }
+  const { dump, failure } = options;
   const json: Record<string, unknown> = { operation: verb, offset, bytes: lengthBytes, seconds };
-  if (options.dump) json.data = hex(options.dump);
-  return { text, json, failure: options.failure };
+  if (dump) json.data = dump;
+  return { text: transferLines(transfer, options), json, failure };
+}
+
+function* transferLines(transfer: Transfer, { quiet, commas, dump, failure }: ReportOptions): Iterable<string> {
+  if (failure !== undefined) yield failure;
+  if (quiet) return;
+  if (dump) yield* dumpLines(dump, transfer.offset);
+  yield* reportLines(transfer, commas ?? false);
+}
+
+/** What a command came to, as one object on a line. */
+export function jsonLine(command: string, ...fields: Readonly<Record<string, unknown>>[]): string {
+  const object = Object.assign({ command }, ...fields);
+  return JSON.stringify(object, (_, value) => value instanceof Uint8Array ? hex(value) : value);
 }
 
 /** The report: two lines, or one with commas. */
@@ -68,8 +77,7 @@ export function formatTime(seconds: number, fixed: boolean): string {
 }
 
 /** Sixteen bytes a line: offset on the disk, hexadecimal, and what of it is a letter or digit. */
-export function dumpLines(bytes: Uint8Array, offset: number): string[] {
-  const lines: string[] = [];
+export function* dumpLines(bytes: Uint8Array, offset: number): Iterable<string> {
   for (let at = 0; at < bytes.byteLength; at += 16) {
     const row = bytes.subarray(at, at + 16);
     let numbers = "";
@@ -78,15 +86,16 @@ export function dumpLines(bytes: Uint8Array, offset: number): string[] {
       numbers += (byte < 16 ? "0" : "") + byte.toString(16) + " ";
       letters += isAlphanumeric(byte) ? String.fromCharCode(byte) : ".";
     }
-    lines.push(`${(offset + at).toString(16).padStart(8, "0")}:  ${numbers} ${letters}`);
+    yield `${(offset + at).toString(16).padStart(8, "0")}:  ${numbers} ${letters}`;
   }
-  return lines;
 }
 
 /** Bytes as a string of hexadecimal digits. */
-export function hex(bytes: Uint8Array): string {
+function hex(bytes: Uint8Array): string {
   let text = "";
-  for (const byte of bytes) text += (byte < 16 ? "0" : "") + byte.toString(16);
+  for (let at = 0; at < bytes.byteLength; at += 4096) {
+    text += Array.from(bytes.subarray(at, at + 4096), (byte) => (byte < 16 ? "0" : "") + byte.toString(16)).join("");
+  }
   return text;
 }
 

@@ -7,6 +7,7 @@
 import { type Command, CommandError, type Invocation, type Result } from "./command.ts";
 import { checkDevice, failureText } from "./failures.ts";
 import { findCommand, suggestCommand } from "./registry.ts";
+import { jsonLine } from "./report.ts";
 import type { Session } from "./session.ts";
 import { splitWords, type Word } from "./words.ts";
 
@@ -26,13 +27,12 @@ export async function runLine(session: Session, line: string, origin: Origin): P
   try {
     const result = await invoke(session, words);
     const failed = result.failure !== undefined;
-    const error = failed ? { error: result.failure } : {};
-    output.out(json ? [JSON.stringify({ command: name, ...result.json, ...error })] : result.text);
+    output.out(json ? [jsonLine(name, result.json, failed ? { error: result.failure } : {})] : result.text);
     if (failed && origin !== null) output.err([located(origin, words[0], result.failure!)]);
     return !failed;
   } catch (cause) {
     const error = asCommandError(cause, name);
-    output.out(json ? [JSON.stringify({ command: name, error: error.message })] : error.text);
+    output.out(json ? [jsonLine(name, { error: error.message })] : error.text);
     report(session, error, words[error.word] ?? words[0], origin);
     return false;
   }
@@ -51,6 +51,7 @@ async function invoke(session: Session, words: readonly Word[]): Promise<Result>
   if (!command.withoutImage && !session.isOpen) {
     throw new CommandError("no file open, try 'help open'", { stream: "stderr" });
   }
+  if (!command.goesOn) session.unplug();
   checkCount(command, words);
   if (command.writes && session.readOnly) throw new CommandError("Block node is read-only", { stream: "stderr" });
   if (command.sends) checkDevice(session);

@@ -10,14 +10,14 @@ import { openImage } from "../image/open.ts";
 import { PolicyImage } from "../image/policy.ts";
 import { Machine, type MachineOptions } from "../machine.ts";
 import type { BlockError } from "../storage/block_error.ts";
-import type { TraceEvent, TraceSink } from "../trace/events.ts";
+import type { TraceSink } from "../trace/events.ts";
 import { CommandError } from "./command.ts";
 import { DEFAULT_SETTINGS, type OpenSettings } from "./open_settings.ts";
 
 /** Where lines go. */
 export interface Output {
   /** Results. */
-  out(lines: readonly string[]): void;
+  out(lines: Iterable<string>): void;
   /** Messages. */
   err(lines: readonly string[]): void;
 }
@@ -54,6 +54,10 @@ export class Session {
   #interrupts = true;
   #directNoted = false;
   readonly #background = new Set<Promise<void>>();
+  /** What goes on in the background moves so many bytes. */
+  #backgroundBytes = 0;
+  /** Takes the plug out; `undefined` when it is not in. */
+  #plugTimer: ReturnType<typeof setTimeout> | undefined;
   readonly #watchers = new Set<TraceSink>();
 
   constructor(options: SessionOptions) {
@@ -84,11 +88,6 @@ export class Session {
     return this.machine.device.options.readOnly;
   }
 
-  /** Requests in the background that have not ended. */
-  get backgroundCount(): number {
-    return this.#background.size;
-  }
-
   /** Whether the driver takes interrupts; otherwise whoever waits polls. */
   get interrupts(): boolean {
     return this.#interrupts;
@@ -107,8 +106,8 @@ export class Session {
    */
   async open(name: string, settings: OpenSettings): Promise<void> {
     if (this.isOpen) throw new CommandError("file open already, try 'help close'", { stream: "stderr" });
-    const { format, readOnly, snapshot, share } = settings;
-    const image = await openImage(name, { format, readOnly, snapshot, share });
+    const { format, readOnly, snapshot, share, l2CacheBytes } = settings;
+    const image = await openImage(name, { format, readOnly, snapshot, share, l2CacheBytes });
     try {
       await this.#boot(image, settings);
     } catch (error) {
@@ -163,21 +162,45 @@ export class Session {
     return await watched;
   }
 
-  /** Lets `task` go on while other commands run. It reports its own failures. */
-  background(task: Promise<void>): void {
+  /**
+   * Lets `send` send requests that go on while other commands run; it reports its own failures. Requests of commands
+   * that follow each other are made available together: one notification may do for all.
+   */
+  async background(lengthBytes: number, send: () => Promise<void>): Promise<void> {
+    // Their buffers are in the guest's memory, which has an end.
+    const limit = this.machine.guest.driver.allocator.ram.bytes.byteLength / 8;
+    if (this.#background.size > 0 && this.#backgroundBytes + lengthBytes > limit) await this.drain();
+    this.#plug();
+    this.#backgroundBytes += lengthBytes;
+    const task = send().finally(() => {
+      this.#background.delete(task);
+      this.#backgroundBytes -= lengthBytes;
+    });
     this.#background.add(task);
-    task.finally(() => this.#background.delete(task));
   }
 
   /** Ends when nothing is in the background any more. */
   async drain(): Promise<void> {
+    this.unplug();
     while (this.#background.size > 0) await this.wait(Promise.all(this.#background));
+  }
+
+  /** Lets go what was held back. */
+  unplug(): void {
+    if (this.#plugTimer === undefined) return;
+    clearTimeout(this.#plugTimer);
+    this.#plugTimer = undefined;
+    this.#machine?.guest.unplug();
   }
 
   /** Shows `sink` what happens until the function that is returned is called. */
   watch(sink: TraceSink): () => void {
-    this.#watchers.add(sink);
-    return () => this.#watchers.delete(sink);
+    const change = (action: () => void) => {
+      action();
+      this.#machine?.traceTo(this.#sink());
+    };
+    change(() => this.#watchers.add(sink));
+    return () => change(() => this.#watchers.delete(sink));
   }
 
   /** Says what the host could not do; the guest sees only that its request failed. */
@@ -195,7 +218,7 @@ export class Session {
       driver,
       ramBytes,
       device: { writeback: cache.writeback, ...device, readOnly: settings.readOnly },
-      trace: (event) => this.#trace(event),
+      trace: this.#sink(),
       hostError: (error) => this.hostError(error),
     });
     this.#machine = machine;
@@ -205,9 +228,19 @@ export class Session {
     this.#options.onOpen?.(machine);
   }
 
-  #trace(event: TraceEvent): void {
-    this.#options.trace?.(event);
-    for (const watcher of this.#watchers) watcher(event);
+  /** Who wants to see what happens; with nobody, no event is made. */
+  #sink(): TraceSink | undefined {
+    const { trace } = this.#options;
+    const sinks = trace === undefined ? [...this.#watchers] : [trace, ...this.#watchers];
+    return sinks.length === 0 ? undefined : (event) => sinks.forEach((sink) => sink(event));
+  }
+
+  /** Holds notifications back while commands come without a pause. */
+  #plug(): void {
+    if (this.#plugTimer !== undefined) return;
+    this.machine.guest.plug();
+    // Whoever sends one command and waits for its report before the next must not wait for ever.
+    this.#plugTimer = setTimeout(() => this.unplug(), 0);
   }
 
   #noteDirect(direct: boolean): void {

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { CommandError } from "./command.ts";
 import { runLine } from "./run.ts";
 import type { Session } from "./session.ts";
 
@@ -22,7 +23,8 @@ export async function runCommands(session: Session, commands: readonly string[])
 }
 
 /**
- * Runs a script: a command a line. A line that begins with `#` is a comment.
+ * Runs a script: a command a line. A line that begins with `#` is a comment. Errors of reading `lines` are thrown on,
+ * but for a line that is too long.
  *
  * @param name for messages
  * @returns whether all of them succeeded
@@ -34,23 +36,38 @@ export async function runScript(
 ): Promise<boolean> {
   let good = true;
   let number = 0;
-  for await (const line of lines) {
-    number++;
-    if (line.trimStart().startsWith("#")) continue;
-    good = await runLine(session, line, `${name}:${number}`) && good;
-    if (session.quitting) break;
+  try {
+    for await (const line of lines) {
+      number++;
+      if (line.trimStart().startsWith("#")) continue;
+      good = await runLine(session, line, `${name}:${number}`) && good;
+      if (session.quitting) break;
+    }
+  } catch (error) {
+    if (!(error instanceof CommandError)) throw error;
+    session.output.err([`vblk: ${name}:${number + 1}: ${error.message}`]);
+    good = false;
   }
   return good;
 }
 
-/** The lines of a stream of bytes, as they come. */
+/** The longest line that is read, in characters: a file of zeros is one line, and must not fill the memory. */
+const MAX_LINE = 1 << 20;
+
+/**
+ * The lines of a stream of bytes, as they come.
+ *
+ * @throws CommandError for a line that is too long
+ */
 export async function* linesOf(stream: ReadableStream<Uint8Array>): AsyncGenerator<string> {
   const decoder = new TextDecoder();
   let rest = "";
   for await (const chunk of stream) {
-    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
+    const lines = decoder.decode(chunk, { stream: true }).split("\n");
+    lines[0] = rest + lines[0];
     rest = lines.pop()!;
     yield* lines;
+    if (rest.length > MAX_LINE) throw new CommandError(`the line is longer than ${MAX_LINE} characters`);
   }
   rest += decoder.decode();
   if (rest !== "") yield rest;

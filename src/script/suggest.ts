@@ -8,6 +8,8 @@
  * The nearest of `names`, if it is near enough to have been meant: at most one edit for three letters.
  */
 export function nearest(typed: string, names: Iterable<string>): string | undefined {
+  // Nobody means a name by a text that is much longer, and to compare the two takes time.
+  if (typed.length > 64) return undefined;
   const limit = Math.max(1, Math.floor((typed.length + 1) / 3));
   let best: string | undefined;
   let bestDistance = limit + 1;

@@ -15,6 +15,7 @@ export type BlockErrorKind =
   | "locked"
   | "no-space"
   | "truncated"
+  | "corrupt"
   | "closed"
   | "io";
 
@@ -49,13 +50,14 @@ const REASONS: Record<BlockErrorKind, string> = {
   "locked": "Another process has it open for writing",
   "no-space": "No space left on device",
   "truncated": "The file is shorter than it was when it was opened",
+  "corrupt": "The image is corrupt",
   "closed": "The image was closed",
   "io": "Input/output error",
 };
 
 /** A failure of the host. */
 export class BlockError extends Error {
-  /** Tells it from other errors, also after it crossed a boundary where classes are lost. */
+  /** Always `"BlockError"`: what a stack trace begins with. */
   override readonly name = "BlockError";
   /** What kind of failure it was. */
   readonly kind: BlockErrorKind;

@@ -36,6 +36,8 @@ export class DenoFileStorage implements Storage {
   readonly readOnly: boolean;
   /** The API cannot punch holes. */
   readonly canUnmap = false;
+  /** The same for all names of one file, if the operating system says: device and inode. */
+  readonly identity: string | null;
   readonly #file: Deno.FsFile;
   /** Block devices cannot be extended. */
   readonly #fixedSize: boolean;
@@ -43,7 +45,8 @@ export class DenoFileStorage implements Storage {
   #position = -1;
   #closed = false;
 
-  private constructor(name: string, file: Deno.FsFile, readOnly: boolean, fixedSize: boolean) {
+  private constructor(name: string, file: Deno.FsFile, readOnly: boolean, fixedSize: boolean, identity: string | null) {
+    this.identity = identity;
     this.name = name;
     this.readOnly = readOnly;
     this.#file = file;
@@ -58,6 +61,9 @@ export class DenoFileStorage implements Storage {
    */
   static open(path: string, options: DenoFileOptions = {}): DenoFileStorage {
     const readOnly = options.readOnly ?? false;
+    if (path === "") {
+      throw new BlockError({ kind: "invalid", path, operation: "open", reason: "A file name is required" });
+    }
     let file: Deno.FsFile | undefined;
     try {
       // Before it is opened too: to open a FIFO would wait for somebody at its other end.
@@ -66,7 +72,8 @@ export class DenoFileStorage implements Storage {
       const stat = file.statSync();
       checkIsDisk(stat, path);
       if (!options.share) lock(file, path, readOnly);
-      return new DenoFileStorage(path, file, readOnly, stat.isBlockDevice === true);
+      const identity = stat.ino === null ? null : `${stat.dev}:${stat.ino}`;
+      return new DenoFileStorage(path, file, readOnly, stat.isBlockDevice === true, identity);
     } catch (error) {
       file?.close();
       throw BlockError.from(error, { path, operation: "open", hint: openHint(error, path, readOnly) });
@@ -220,7 +227,7 @@ function lock(file: Deno.FsFile & TryLock, path: string, readOnly: boolean): voi
       : `Failed to get "write" lock: another process has the image open`,
     hint: readOnly
       ? "close the other process first, or give -U (--force-share) to read anyway, at the risk of torn data"
-      : "close the other process first, or give -r to read only",
+      : "close the other process first; if it only reads, -r opens the image beside it",
   });
 }
 

@@ -102,6 +102,19 @@ export class MemoryStorage implements Storage {
     this.#clear(offset, lengthBytes);
   }
 
+  /**
+   * Makes a range read as zeros and its whole pages exist, at the price of a reference each: for a storage that shows
+   * something else where there is no page.
+   */
+  cover(offset: number, lengthBytes: number): void {
+    const end = offset + lengthBytes;
+    const firstWhole = Math.ceil(offset / PAGE_BYTES);
+    const endWhole = Math.floor(end / PAGE_BYTES);
+    for (let index = firstWhole; index < endWhole; index++) this.#pages[index] = ZERO_PAGE;
+    this.#clearEdges(offset, end);
+    this.#sizeBytes = Math.max(this.#sizeBytes, end);
+  }
+
   truncate(sizeBytes: number): Completion {
     if (sizeBytes > MEMORY_STORAGE_MAX_BYTES) {
       const reason = "A disk in memory must be below 16 TiB";
@@ -116,7 +129,10 @@ export class MemoryStorage implements Storage {
   }
 
   #pageAt(offset: number): Uint8Array {
-    return this.#pages[Math.floor(offset / PAGE_BYTES)] ??= new Uint8Array(PAGE_BYTES);
+    const index = Math.floor(offset / PAGE_BYTES);
+    const page = this.#pages[index];
+    // The page of zeros is shared: whoever writes gets one of his own.
+    return page !== undefined && page !== ZERO_PAGE ? page : this.#pages[index] = new Uint8Array(PAGE_BYTES);
   }
 
   #clear(offset: number, lengthBytes: number): void {
@@ -124,9 +140,8 @@ export class MemoryStorage implements Storage {
     const end = offset + lengthBytes;
     const firstWhole = Math.ceil(offset / PAGE_BYTES);
     const endWhole = Math.floor(end / PAGE_BYTES);
-    if (firstWhole > endWhole) return this.#clearPart(offset, lengthBytes);
-    this.#clearPart(offset, firstWhole * PAGE_BYTES - offset);
-    this.#clearPart(endWhole * PAGE_BYTES, end - endWhole * PAGE_BYTES);
+    this.#clearEdges(offset, end);
+    if (firstWhole > endWhole) return;
     if (endWhole >= this.#pages.length) {
       this.#pages.length = Math.min(this.#pages.length, firstWhole);
     } else if (endWhole - firstWhole < MANY_PAGES) {
@@ -138,6 +153,15 @@ export class MemoryStorage implements Storage {
         if (index >= firstWhole && index < endWhole) delete this.#pages[index];
       }
     }
+  }
+
+  /** Clears the parts of a range that do not cover whole pages. */
+  #clearEdges(offset: number, end: number): void {
+    const firstWhole = Math.ceil(offset / PAGE_BYTES) * PAGE_BYTES;
+    const endWhole = Math.floor(end / PAGE_BYTES) * PAGE_BYTES;
+    if (firstWhole > endWhole) return this.#clearPart(offset, end - offset);
+    this.#clearPart(offset, firstWhole - offset);
+    this.#clearPart(endWhole, end - endWhole);
   }
 
   /** Clears a range inside one page. */

@@ -52,20 +52,8 @@ export class OverlayStorage implements Storage {
   flush(): Completion {}
 
   zero(offset: number, lengthBytes: number): Completion {
-    // A page must exist, or the base would show through: write zeros instead of clearing.
-    const zeros = SegmentList.over(new Uint8Array(PAGE_BYTES));
-    let completion: Completion = undefined;
-    for (let at = offset; at < offset + lengthBytes;) {
-      const take = Math.min(PAGE_BYTES - (at % PAGE_BYTES), offset + lengthBytes - at);
-      const here = at;
-      completion = after(completion, () => {
-        const part = new SegmentList();
-        part.appendRange(zeros, 0, take);
-        return this.write(here, part);
-      });
-      at += take;
-    }
-    return completion;
+    // A page must exist, or the base would show through: zeros are kept, not cleared.
+    return after(this.#copyUp(offset, lengthBytes), () => this.#top.cover(offset, lengthBytes));
   }
 
   discard(offset: number, lengthBytes: number): Completion {

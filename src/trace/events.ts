@@ -37,9 +37,9 @@ export interface TraceExtent {
   readonly guestOffset: number;
   /** Length in bytes. */
   readonly lengthBytes: number;
-  /** Stored, or reads as zeros and occupies nothing. */
-  readonly kind: "data" | "zero";
-  /** Offset in the storage, for `data`. */
+  /** Stored, or reads as zeros, or stored compressed, or not in this image but in what is behind it. */
+  readonly kind: "data" | "zero" | "compressed" | "unallocated";
+  /** Offset in the storage, for `data` and `compressed`. */
   readonly hostOffset?: number;
 }
 

@@ -64,9 +64,16 @@ export function textSink(write: (lines: readonly string[]) => void, now: () => n
   };
 }
 
+/** Where an extent is. */
+const PLACES: Readonly<Record<TraceExtent["kind"], (hostOffset?: number) => string>> = {
+  data: (hostOffset) => `stored at offset ${hostOffset}`,
+  compressed: (hostOffset) => `stored compressed at offset ${hostOffset}`,
+  zero: () => "zeros, stored nowhere",
+  unallocated: () => "not in this image: what its backing image has, or zeros",
+};
+
 function printExtent({ guestOffset, lengthBytes, kind, hostOffset }: TraceExtent): string {
-  const where = kind === "data" ? `stored at offset ${hostOffset}` : "zeros, stored nowhere";
-  return `${lengthBytes} bytes at offset ${guestOffset}: ${where}`;
+  return `${lengthBytes} bytes at offset ${guestOffset}: ${PLACES[kind](hostOffset)}`;
 }
 
 function hex(address: number): string {

@@ -198,3 +198,26 @@ Deno.test("too many ranges of a discard get UNSUPP, as in QEMU, and none is carr
   assertEquals(disk(made, 0, 65536), diskBytes(65536));
   await made.machine.close();
 });
+
+for (const layout of LAYOUTS) {
+  Deno.test(`${layout} ring: a chain of more than 2^32 bytes gets IOERR, with its status byte written and nothing else (VIRTIO 1.4 §2.7.5.2, §2.8.4)`, async () => {
+    const made = await rig({ layout, ramBytes: 16 << 20 });
+    const { guest } = made.machine;
+    const header = guest.allocate(16);
+    guest.memory(header, 16).fill(0);
+    const area = guest.allocate(8 << 20, 4096);
+    // The same 8 MiB 600 times: 4.7 GiB to be cleared, if anybody did.
+    const chain = linked([
+      { address: header, length: 16, writable: false },
+      ...Array.from({ length: 600 }, () => ({ address: area, length: 8 << 20, writable: true })),
+      { address: header + 20, length: 1, writable: true },
+    ]);
+    const pending = guest.chain(chain, { indirect: true, statusAddress: header + 20 });
+    const before = ram(made.machine);
+    assertEquals(await pending, { status: IOERR, bytesWritten: 0 });
+    assertEquals(strayWrites(made.machine, before, [[header + 20, 1], ...ringSpans(made.machine)]), []);
+    assertEquals(made.rules(), ["chain-bytes"]);
+    await stillWorks(made);
+    await made.machine.close();
+  });
+}

@@ -167,3 +167,11 @@ Deno.test("the trace has the extents of a read or write up to the last byte of t
   }
   await made.machine.close();
 });
+
+Deno.test("the trace of a request for sector 2^44 or more gives an offset that no number holds", async () => {
+  const made = await rig();
+  await send(made, header(0, 2n ** 44n), 513);
+  const offsets = made.events.flatMap((event) => event.event === "request" ? [event.offset] : []);
+  assertEquals(offsets, [Infinity]);
+  await made.machine.close();
+});

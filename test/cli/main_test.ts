@@ -34,6 +34,15 @@ Deno.test("arguments that make no sense exit with 2, and say why and what to do"
     [["atach"], ["2> vblk: atach: no such command", "2> hint: did you mean 'attach'?"]],
     [["attach", "-z"], ["2> vblk: invalid option -- 'z'", attachHelp]],
     [["attach", "--nope"], ["2> vblk: unrecognized option '--nope'", attachHelp]],
+    [["attach", "--sats"], ["2> vblk: unrecognized option '--sats'", "2> hint: did you mean '--stats'?"]],
+    [["attach", "--script"], ["2> vblk: option '--script' requires an argument", attachHelp]],
+    [
+      ["attach", "a", "--trace", "json"],
+      [
+        "2> vblk: attach takes one image, and there are 2: a json",
+        "2> hint: the form of the trace goes behind a '=': --trace=json",
+      ],
+    ],
     [["attach", "a", "b"], ["2> vblk: attach takes one image, and there are 2: a b", attachHelp]],
     [["attach", "-t", "fast", "a"], ["2> vblk: Invalid cache option: fast", attachHelp]],
     [["attach", "-d", "maybe", "a"], ["2> vblk: Invalid discard option: maybe", attachHelp]],
@@ -61,7 +70,7 @@ Deno.test("arguments that make no sense exit with 2, and say why and what to do"
     ],
     [
       ["attach", "--device", "queue-size=3", "mem:1M"],
-      ["2> vblk: device option queueSize: 3 is not a power of two from 1 to 32768", deviceHelp],
+      ["2> vblk: --device: queue-size: 3 is not a power of two from 1 to 32768", deviceHelp],
     ],
     [
       ["attach", "--device", "lifetime=1:2", "mem:1M"],
@@ -72,7 +81,7 @@ Deno.test("arguments that make no sense exit with 2, and say why and what to do"
 });
 
 Deno.test("what can't be opened exits with 1, in qemu-io's words and with a hint", async () => {
-  const raw = "2> hint: vblk reads raw images: give -f raw, or convert it with 'qemu-img convert -O raw'";
+  const raw = "2> hint: vblk reads raw and qcow2 images: give -f raw, or convert it with 'qemu-img convert -O raw'";
   const cases: [args: string[], lines: string[]][] = [
     [["/nonexistent.img"], [
       "2> vblk: can't open device /nonexistent.img: Could not open '/nonexistent.img': No such file or directory",

@@ -1,6 +1,6 @@
 /** What only shows in a process of its own: streams, permissions, locks, modules, the terminal. */
 
-import { assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "node:path";
 import { requires } from "../requires.ts";
 import { CLI, inFolder, vblk } from "./vblk.ts";
@@ -130,6 +130,41 @@ Deno.test("a module that can't be loaded is named, in one line", async () => {
   });
 });
 
+Deno.test("input that can't be read, or is no text, is refused with a line", async () => {
+  await withImage(async (cwd) => {
+    const run = (...args: string[]) => vblk(["attach", "mem:1M", ...args], { cwd });
+    assertEquals((await run("--script", ".")).stderr, "vblk: can't read script .: Is a directory\n");
+    await Deno.writeFile(join(cwd, "zeros"), new Uint8Array(2 << 20));
+    assertEquals(
+      (await run("--script", "zeros")).stderr,
+      "vblk: zeros:1: the line is longer than 1048576 characters\n",
+    );
+    const { code, stderr } = await vblk(["attach", "mem:1M"], { input: "\x1b[2J\x9b\n" });
+    assertEquals([code, stderr.split("\n")[0]], [
+      1,
+      'vblk: standard input:1:1: command "\\x1b[2J\\x9b" not found',
+    ]);
+  });
+});
+
+Deno.test("whoever sends one command without waiting gets its report before the next", async () => {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "--no-prompt", "-RW", CLI, "attach", "mem:1M"],
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "null",
+  }).spawn();
+  const writer = child.stdin.getWriter();
+  const reader = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+  for (let i = 0; i < 2; i++) {
+    await writer.write(new TextEncoder().encode(`aio_read ${i * 512} 512\n`));
+    assertMatch((await reader.read()).value ?? "", new RegExp(`^read 512/512 bytes at offset ${i * 512}\n`));
+  }
+  await writer.close();
+  await reader.cancel();
+  assertEquals((await child.status).code, 0);
+});
+
 Deno.test("a reader that goes away does not keep the commands from being run", async () => {
   await withImage(async (cwd) => {
     const child = new Deno.Command(Deno.execPath(), {
@@ -156,7 +191,7 @@ Deno.test("abort and sigraise end the process as a signal would", async () => {
 });
 
 Deno.test({
-  name: "on a terminal there is a prompt, with completion, history and colour",
+  name: "on a terminal there is a prompt, with completion, history and colour, and ctrl-C ends a command",
   ...requires("script"),
   async fn() {
     const command = `${Deno.execPath()} run --no-prompt -RW ${CLI} attach mem:1M`;
@@ -186,9 +221,11 @@ Deno.test({
     await type("\r", "1 MiB");
     await type("\x1b[A\x1b[A\r", "vblk\r\n");
     await type("lenght\r", '\x1b[36mhint: did you mean "length"?');
-    await type("quit\r", "quit");
+    await type("sleep 1000000\r", "\n");
+    await type("\x03", "");
     await writer.close();
     while (!(await output.read()).done);
-    assertEquals((await child.status).code, 1);
+    // As a signal would end it, or as the end of input when the command had not begun: then by what failed above.
+    assert([130, 1].includes((await child.status).code));
   },
 });

@@ -1,6 +1,7 @@
 /** The block driver at work: interrupts, slots, requests (the driver's half of VIRTIO 1.4 §5.2.6, §4.2.3.4). */
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import { GuestMemoryError } from "../../src/guest/allocator.ts";
 import { LOST, NO_STATUS, type RequestSlot } from "../../src/guest/block_driver.ts";
 import { fake, flush, RAM, real } from "./block_driver_rig.ts";
 
@@ -83,7 +84,7 @@ Deno.test("a status byte counts only when the used length covers it and the devi
   ) {
     const slot = driver.take();
     driver.begin(slot, 0, 0);
-    slot.addData(driver.allocator.allocate(512), 512, true);
+    slot.addElement(driver.allocator.allocate(512), 512, true);
     driver.end(slot);
     const ended = new Promise<RequestSlot>((done) => driver.submit(slot, 0, done));
     driver.kick(0);
@@ -135,7 +136,7 @@ Deno.test("a request that the queue could never take is refused, in flight is no
     const slot = driver.take();
     driver.begin(slot, 0, 0);
     const data = driver.allocator.allocate(4096);
-    for (let i = 0; i < 4; i++) slot.addData(data + i * 512, 512, true);
+    for (let i = 0; i < 4; i++) slot.addElement(data + i * 512, 512, true);
     driver.end(slot);
     const error = assertThrows(() => driver.submit(slot, 0, () => {}), RangeError);
     assertEquals(error.message, "a request of 6 elements does not fit a queue of 4");
@@ -199,5 +200,28 @@ Deno.test("a completion may submit and kick: the chain of callbacks neither recu
       next();
     });
     assertEquals(driver.inFlightCount, 0);
+  }
+});
+
+Deno.test("a request for whose indirect table there is no memory is refused: in flight is nothing, and the ring is whole", async () => {
+  for (const packed of [false, true]) {
+    const { driver } = await real({ packed, queueSize: 8 });
+    const { allocator } = driver;
+    // Every buffer has a table by now, for the two elements of a flush.
+    await Promise.all(Array.from({ length: 8 }, () => flush(driver)));
+    for (let i = 0; i < 9; i++) {
+      const slot = driver.take();
+      driver.begin(slot, 0, 0);
+      for (let k = 0; k < 4; k++) slot.addElement(allocator.ram.guestAddress, 16, true);
+      driver.end(slot);
+      const taken: number[] = [];
+      while (allocator.freeBytes > 0) taken.push(allocator.allocate(64));
+      assertThrows(() => driver.submit(slot, 0, () => {}), GuestMemoryError);
+      for (const address of taken) allocator.free(address);
+      assertEquals([driver.inFlightCount, driver.queues[0].freeCount], [0, 8]);
+    }
+    const ended = await Promise.all(Array.from({ length: 8 }, () => flush(driver)));
+    assertEquals(ended.map(({ status }) => status), new Array(8).fill(0));
+    await driver.stop();
   }
 });

@@ -8,8 +8,8 @@ import { type Output, Session, type SessionOptions } from "../../src/script/sess
 export class Capture implements Output {
   readonly lines: string[] = [];
 
-  out(lines: readonly string[]): void {
-    this.lines.push(...lines);
+  out(lines: Iterable<string>): void {
+    for (const line of lines) this.lines.push(line);
   }
 
   err(lines: readonly string[]): void {

@@ -98,6 +98,20 @@ Deno.test("a chain that does not fit the ring is refused before it is sent", asy
   ]);
 });
 
+Deno.test("a chain that has no room in the guest's memory leaves it as it was, and a larger one is not even tried", async () => {
+  await using test = await openSession({ machine: { ramBytes: 4 << 20 } });
+  for (let i = 0; i < 3; i++) {
+    const [failure] = await test.run("chain -i read:0 w:2M w:2M w:2M status");
+    assertEquals(failure, "chain failed: Cannot allocate memory");
+  }
+  const [, status] = await test.run("chain read:0 w:1M status");
+  assertEquals(status, "  status       OK (0)");
+  assertEquals(await test.run(`chain -i read:0${" w:16M".repeat(5)} status`), [
+    "a chain has at most 64 MiB; ,len= can claim more",
+    "2> vblk: test:1:35: a chain has at most 64 MiB; ,len= can claim more",
+  ]);
+});
+
 Deno.test("parseElement() puts overrides into the descriptor as they are", () => {
   assertEquals(parseElement("w:512,addr=0xffffffffffffffff,len=0xffffffff,flags=NEXT|write,next=9", 1)[0].override, {
     address: 0xffff_ffff_ffff_ffffn,
@@ -118,6 +132,7 @@ Deno.test("parseElement() says what it can't read", () => {
     ["w:17M", "17M: an element has at most 16 MiB; ,len= can claim more"],
     ["hex:123", "123 is not pairs of hexadecimal digits"],
     ["read:-1", "-1 is not a number of 64 bits"],
+    ["read:0,constructor=1", "constructor=1 is not an override: addr, len, flags, next, cut"],
     ["read:0,foo=1", "foo=1 is not an override: addr, len, flags, next, cut"],
     ["read:0,flags=FOO", "FOO is no flag: NEXT, WRITE, INDIRECT, or a number"],
     ["read:0,len=0x100000000", "0x100000000 is not a number of 32 bits"],

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { readInteger } from "../../src/script/arguments.ts";
-import { dumpLines, formatTime, reportLines } from "../../src/script/report.ts";
+import { dumpLines, formatTime, jsonLine, reportLines } from "../../src/script/report.ts";
 
 Deno.test("reportLines() prints what qemu-io prints", () => {
   const transfer = { verb: "read", offset: 512, lengthBytes: 4096, seconds: 0.25 };
@@ -25,12 +25,21 @@ Deno.test("formatTime() counts hours, minutes and seconds from one second on", (
 
 Deno.test("dumpLines() prints sixteen bytes a line, with letters and digits beside", () => {
   const bytes = new TextEncoder().encode("Hello, world! 0123");
-  assertEquals(dumpLines(bytes, 0x200), [
+  assertEquals([...dumpLines(bytes, 0x200)], [
     "00000200:  48 65 6c 6c 6f 2c 20 77 6f 72 6c 64 21 20 30 31  Hello..world..01",
     "00000210:  32 33  23",
   ]);
-  assertEquals(dumpLines(Uint8Array.of(0xe9, 0xc1, 0x5f), 0), ["00000000:  e9 c1 5f  ..."]);
-  assertEquals(dumpLines(new Uint8Array(0), 0), []);
+  assertEquals([...dumpLines(Uint8Array.of(0xe9, 0xc1, 0x5f), 0)], ["00000000:  e9 c1 5f  ..."]);
+  assertEquals([...dumpLines(new Uint8Array(0), 0)], []);
+});
+
+Deno.test("jsonLine() prints bytes as hexadecimal digits, however many", () => {
+  const bytes = Uint8Array.from({ length: 10_000 }, (_, i) => i);
+  assertEquals(
+    jsonLine("read", { data: Uint8Array.of(0, 10, 255) }, { more: 1 }),
+    '{"command":"read","data":"000aff","more":1}',
+  );
+  assertEquals(JSON.parse(jsonLine("read", { data: bytes })).data, bytes.toHex());
 });
 
 Deno.test("readInteger() reads decimal, hexadecimal and octal as C does", () => {

@@ -45,6 +45,20 @@ Deno.test("the number of arguments is checked before anything else", async () =>
   ]);
 });
 
+Deno.test("names that every JavaScript object has are no values of an option", async () => {
+  await using session = await openSession();
+  assertEquals(await session.run("truncate -m constructor 2M", "length"), [
+    "2> vblk: test:1:13: Invalid preallocation mode 'constructor'",
+    "1 MiB",
+  ]);
+});
+
+Deno.test("a dump of any length is printed", async () => {
+  await using session = await openSession({ image: "mem:4M" });
+  const lines = await session.run("read -v 0 4M");
+  assertEquals(lines.length, (4 << 20) / 16 + 2);
+});
+
 Deno.test("without an image only the commands that need none work", async () => {
   await using session = await openSession();
   assertEquals(await session.run("close", "read 0 4k", "sleep 0", "close", "open mem:2k", "length"), [

@@ -1,6 +1,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { DEFAULT_SETTINGS } from "../../src/script/open_settings.ts";
 import { CommandError } from "../../src/script/command.ts";
+import { turn } from "../../src/script/session.ts";
 import { openSession } from "./capture.ts";
 
 Deno.test("a session has one image at a time", async () => {
@@ -89,15 +90,60 @@ Deno.test("with irq off a completion waits for irq, and commands that wait poll"
 
 Deno.test("a command without waiting succeeds when it is sent, and reports when it ends", async () => {
   await using test = await openSession();
-  // The write never reaches the ring, so it ends first.
+  // The first write never reaches the ring, so it ends first; the other two are in one batch.
   assertEquals(await test.run("aio_read -P 1 0 512", "aio_write 2M 512", "aio_write -z 0 512", "aio_flush"), [
     "aio_write failed: Input/output error",
+    "wrote 512/512 bytes at offset 0",
+    "512 bytes, 1 ops; TIME",
     "Pattern verification failed at offset 0, 512 bytes",
     "read 512/512 bytes at offset 0",
     "512 bytes, 1 ops; TIME",
-    "wrote 512/512 bytes at offset 0",
+  ]);
+});
+
+Deno.test("requests of aio commands that follow each other cost one notification together", async () => {
+  await using test = await openSession();
+  const { statistics } = test.session.machine;
+  const reads = Array.from({ length: 64 }, (_, i) => `aio_read -q ${i * 4}k 4k`);
+  assertEquals(await test.run(...reads, "aio_flush"), []);
+  const { buffers, kicks, interrupts } = statistics.report();
+  assertEquals([buffers, kicks, interrupts], [64, 1, 1]);
+});
+
+Deno.test("what was held back goes out before another command, and when no command follows", async () => {
+  await using test = await openSession();
+  assertEquals((await test.run("aio_write -P 7 0 512", "read -P 7 0 512")).map((line) => line.split("/")[0]), [
+    "wrote 512",
+    "512 bytes, 1 ops; TIME",
+    "read 512",
     "512 bytes, 1 ops; TIME",
   ]);
+  assertEquals(await test.run("aio_read 0 512"), []);
+  await turn();
+  assertEquals(test.capture.take().length, 2);
+});
+
+Deno.test("many long requests without waiting take turns with the guest's memory", async () => {
+  await using test = await openSession({ image: "mem:64M", machine: { ramBytes: 16 << 20 } });
+  const lines = await test.run(...Array.from({ length: 6 }, () => "aio_read 0 32M"), "aio_flush");
+  assertEquals(lines.filter((line) => line === "read 33554432/33554432 bytes at offset 0").length, 6);
+});
+
+Deno.test("a request makes no events while nobody watches, and pays for none", async () => {
+  await using test = await openSession();
+  const { image } = test.session.machine;
+  let maps = 0;
+  const map = image.map;
+  // What the trace shows of extents is asked of the image.
+  image.map = (...range) => (maps++, map.apply(image, range));
+  await test.run("read -q 0 512", "chain read:0 w:512 status", "read -q 0 512");
+  assertEquals(maps, 1);
+  const unwatch = test.session.watch(() => {});
+  await test.run("read -q 0 512");
+  assertEquals(maps, 2);
+  unwatch();
+  await test.run("read -q 0 512");
+  assertEquals(maps, 2);
 });
 
 Deno.test("what a device lacks is not supported, or done in another way", async () => {

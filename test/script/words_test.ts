@@ -35,4 +35,5 @@ Deno.test("nearest() names what was meant, and nothing when nothing is near", ()
   assertEquals(nearest("wirte", names), "write");
   assertEquals(nearest("FLUSH", names), "flush");
   assertEquals(nearest("zzzzzz", names), undefined);
+  assertEquals(nearest("read".repeat(1000), ["read".repeat(1000)]), undefined);
 });

@@ -22,6 +22,11 @@ for (const options of MODES) {
     });
   });
 
+  Deno.test(`opening an empty name ${how} fails as invalid`, async () => {
+    const { kind, message } = await failureOf(() => DenoFileStorage.open("", options));
+    assertEquals([kind, message], ["invalid", "Could not open '': A file name is required"]);
+  });
+
   Deno.test(`opening a path that goes through a file ${how} fails as not-found`, async () => {
     using folder = new Folder();
     const path = `${folder.file("file", new Uint8Array())}/disk`;

@@ -8,7 +8,7 @@ type Mode = "read" | "write";
 
 const WRITER_REFUSED = {
   reason: `Failed to get "write" lock: another process has the image open`,
-  hint: "close the other process first, or give -r to read only",
+  hint: "close the other process first; if it only reads, -r opens the image beside it",
 };
 const READER_REFUSED = {
   reason: `Failed to get shared "write" lock: another process has the image open for writing`,

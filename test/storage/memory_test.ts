@@ -57,3 +57,17 @@ Deno.test("MemoryStorage refuses to grow beyond what it can count", async () => 
     hint: undefined,
   });
 });
+
+Deno.test("MemoryStorage.cover() makes pages exist that are all one page of zeros until they are written", async () => {
+  const storage = new MemoryStorage(8 * PAGE_BYTES);
+  await writeBytes(storage, 0, new Uint8Array(8 * PAGE_BYTES).fill(1));
+  storage.cover(PAGE_BYTES - 1, 3 * PAGE_BYTES + 2);
+  await writeBytes(storage, 2 * PAGE_BYTES, Uint8Array.of(9));
+  const expected = new Uint8Array(8 * PAGE_BYTES).fill(1).fill(0, PAGE_BYTES - 1, 4 * PAGE_BYTES + 1);
+  expected[2 * PAGE_BYTES] = 9;
+  assertEquals(await readBytes(storage, 0, 8 * PAGE_BYTES), expected);
+  assertEquals(storage.pageCount, 8);
+  storage.discard(0, 8 * PAGE_BYTES);
+  storage.cover(8 * PAGE_BYTES + 100, PAGE_BYTES);
+  assertEquals([storage.pageCount, storage.sizeBytes], [0, 9 * PAGE_BYTES + 100]);
+});

@@ -64,3 +64,17 @@ Deno.test("OverlayStorage has its base's name, and is as read-only as it is told
   assertEquals([new OverlayStorage(base).name, new OverlayStorage(base).readOnly], ["disk.img", false]);
   assertEquals(new OverlayStorage(base, true).readOnly, true);
 });
+
+Deno.test("OverlayStorage takes no memory for whole pages of zeros, and gives each its own when it is written", async () => {
+  const MIB = 1 << 20;
+  const base = new MemoryStorage(64 * MIB);
+  for (const at of [0, 100, 40 * MIB]) await writeBytes(base, at, Uint8Array.of(0xbb));
+  const overlay = new OverlayStorage(base);
+  await overlay.zero(50, 64 * MIB - 50);
+  assertEquals([...await readBytes(overlay, 0, 1)], [0xbb]);
+  assertEquals([...await readBytes(overlay, 40 * MIB, 1)], [0]);
+  await writeBytes(overlay, 40 * MIB, Uint8Array.of(7));
+  assertEquals([...await readBytes(overlay, 40 * MIB, 2)], [7, 0]);
+  assertEquals([...await readBytes(overlay, 40 * MIB + PAGE_BYTES, 2)], [0, 0]);
+  assertEquals([...await readBytes(overlay, 100, 1)], [0]);
+});

@@ -305,6 +305,22 @@ for (const layout of LAYOUTS) {
     assertEquals(ring.takeAllUsed().map((used) => [used.id, used.length]), [[id, 3]]);
   });
 
+  Deno.test(`${layout} queue: a driver that adds buffers while it has none back is stopped after one queue size of them (VIRTIO 1.4 §2.7.13.1, §2.8.16)`, () => {
+    const ring = makeRing(layout, { size: 4 });
+    // Pushed, and not yet published: the driver cannot know that it has anything back.
+    for (let i = 0; i < 4; i++) {
+      ring.offer([good(ring)]);
+      ring.queue.push(ring.pop(), 0);
+    }
+    if (ring instanceof SplitRing) ring.offerHead(0);
+    else ring.offer([good(ring)]);
+    assert(!ring.queue.pop(ring.chain));
+    assertEquals(ring.queue.violation?.rule, layout === "split" ? "desc-shared" : "ring-overrun");
+    assertEquals(ring.queue.violation?.found, "5 descriptors are in flight, the ring has 4");
+    ring.queue.publish();
+    for (let i = 0; i < 4; i++) assert(ring.takeUsed() !== null);
+  });
+
   Deno.test(`${layout} queue: a buffer outside guest memory breaks the request, not the ring (VIRTIO 1.4 §2.7.5, §2.8.13)`, () => {
     const { hole, far } = makeRing(layout);
     const cases: [address: number | bigint, length: number, place: string][] = [
@@ -393,6 +409,7 @@ for (const layout of LAYOUTS) {
     const longer = ring.pop();
     assertEquals([longer.violation?.rule, longer.violation?.section], ["chain-bytes", "2.7.5.2"]);
     assertEquals(longer.violation?.found, "the chain describes more bytes");
+    assertEquals([segments(longer.writable), longer.writablePrefixLost], [[[ring.data, 1]], true]);
   });
 }
 
@@ -410,7 +427,7 @@ Deno.test("SplitVirtqueue: descriptors that two buffers in flight share do no ha
   assertEquals(ring.takeAllUsed().map(({ id }) => id), [0, 1]);
 });
 
-Deno.test("SplitVirtqueue: a head can be made available again once its buffer was pushed, not before (VIRTIO 1.4 §2.7.13.1)", () => {
+Deno.test("SplitVirtqueue: a head can be made available again once its buffer was returned, not before (VIRTIO 1.4 §2.7.13.1)", () => {
   const ring = new SplitRing({ size: 2 });
   const head = ring.offer([good(ring)]);
   const chain = ring.pop(new DescriptorChain());

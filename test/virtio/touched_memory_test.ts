@@ -76,7 +76,7 @@ async function send(request: Request, packed: boolean, prior: number): Promise<R
     // Two elements with other memory between them.
     for (const length of [Math.floor(lengthBytes / 3), lengthBytes - Math.floor(lengthBytes / 3)]) {
       const address = allocator.allocate(length);
-      slot.addData(address, length, isWritable);
+      slot.addElement(address, length, isWritable);
       if (isWritable) writable.push([address, length]);
       else allocator.bytes(address, length).set(out!.subarray(0, length));
     }

@@ -1,12 +1,6 @@
-import { mkdirSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 
 /** Makes the directory and its parents unless they exist; rejects when something else has its name. */
 export async function ensureDir(dir: string | URL): Promise<void> {
   await mkdir(dir, { recursive: true });
-}
-
-/** The synchronous form of {@linkcode ensureDir}. */
-export function ensureDirSync(dir: string | URL): void {
-  mkdirSync(dir, { recursive: true });
 }

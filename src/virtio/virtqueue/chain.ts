@@ -41,7 +41,7 @@ export class DescriptorChain {
    * status byte, the last device-writable byte, can be written when `writable` is not empty.
    */
   violation: Violation | null = null;
-  /** Device-writable bytes before those in `writable` are not mapped, so a used length could cover nothing. */
+  /** Device-writable bytes came before those in `writable`, which a used length would have to cover and cannot. */
   writablePrefixLost = false;
 
   #count = 0;

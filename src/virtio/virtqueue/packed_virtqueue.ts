@@ -37,9 +37,6 @@ import { INDIRECT_MAX_DESCRIPTORS, locateParts, type QueuePart, Virtqueue, type 
 
 /** A packed virtqueue, as the device sees it. */
 export class PackedVirtqueue extends Virtqueue {
-  /** The layout of the ring, by its name in §2.8. */
-  readonly layout = "packed";
-
   readonly #ring: DataView;
   /** Where the ring starts in its region, in bytes. */
   readonly #ringOffset: number;
@@ -57,8 +54,6 @@ export class PackedVirtqueue extends Virtqueue {
   /** Where the next used descriptor goes. */
   #usedSlot = 0;
   #usedWrap = true;
-  /** Ring descriptors passed over by used ones since the last `publish`. */
-  #stagedDescriptors = 0;
   /** Flags of the first staged descriptor, written last, so that a batch appears at once. */
   #firstStagedWord = -1;
   #firstStagedFlags = 0;
@@ -70,7 +65,7 @@ export class PackedVirtqueue extends Virtqueue {
     parts: { desc: QueuePart; driver: QueuePart; device: QueuePart },
   ) {
     // A buffer ID is any 16-bit number; nothing in §2.8 ties it to the queue size.
-    super(config, 0x1_0000, true);
+    super(config, 0x1_0000, "packed");
     this.#ring = parts.desc.region.view;
     this.#ringOffset = parts.desc.offset;
     this.#ringWords = parts.desc.region.words;
@@ -133,7 +128,7 @@ export class PackedVirtqueue extends Virtqueue {
         chain.descriptorCount = count;
         return this.#walkIndirect(chain, slot, at, flags, count > 1);
       }
-      this.#addDescriptor(chain, slot, false, this.#ring, at, flags);
+      this.addDescriptor(chain, slot, false, this.#ring, at, flags);
       if (!(flags & PVIRTQ_DESC_F_NEXT)) {
         chain.descriptorCount = count;
         return true;
@@ -176,23 +171,9 @@ export class PackedVirtqueue extends Virtqueue {
         return this.broken("indirect-memory", `entry ${entry} of the table at slot ${slot} is not`);
       }
       const entryFlags = view.getUint16(place + PVIRTQ_DESC_FLAGS, true);
-      this.#addDescriptor(chain, entry, true, view, place, entryFlags);
+      this.addDescriptor(chain, entry, true, view, place, entryFlags);
     }
     return true;
-  }
-
-  #addDescriptor(
-    chain: DescriptorChain,
-    index: number,
-    indirect: boolean,
-    view: DataView,
-    at: number,
-    flags: number,
-  ): void {
-    const address = checkedU64(view.getUint32(at, true), view.getUint32(at + 4, true));
-    const length = view.getUint32(at + PVIRTQ_DESC_LEN, true);
-    chain.record(index, indirect, address, length, flags);
-    this.addElement(chain, index, address, length, (flags & PVIRTQ_DESC_F_WRITE) !== 0);
   }
 
   /** Writes a used descriptor that the driver cannot see yet. */
@@ -211,7 +192,6 @@ export class PackedVirtqueue extends Virtqueue {
     } else {
       Atomics.store(this.#ringWords, word, flags);
     }
-    this.#stagedDescriptors += descriptorCount;
     this.#usedSlot += descriptorCount;
     if (this.#usedSlot >= this.size) {
       this.#usedSlot -= this.size;
@@ -220,12 +200,10 @@ export class PackedVirtqueue extends Virtqueue {
   }
 
   /** Shows the driver what was staged; returns whether it wants a notification (§2.8.10). */
-  protected override publishStaged(_staged: number): boolean {
+  protected override publishStaged(_buffers: number, descriptors: number): boolean {
     // The driver looks at its next descriptor only, so the first one, written last, exposes the batch.
     Atomics.store(this.#ringWords, this.#firstStagedWord, this.#firstStagedFlags);
     this.#firstStagedWord = -1;
-    const moved = this.#stagedDescriptors;
-    this.#stagedDescriptors = 0;
     const wish = Atomics.load(this.#driverEvent, this.#driverEventWord + EVENT_FLAGS / 2) & 3;
     if (wish === RING_EVENT_FLAGS_DISABLE) return false;
     // Without EVENT_IDX the value DESC is not valid, and 3 is reserved: a notification too many does no harm.
@@ -233,7 +211,7 @@ export class PackedVirtqueue extends Virtqueue {
     const offWrap = Atomics.load(this.#driverEvent, this.#driverEventWord + EVENT_OFF_WRAP / 2);
     let event = offWrap & 0x7fff;
     if ((offWrap >>> 15 === 1) !== this.#usedWrap) event -= this.size;
-    return passesEvent(event, this.#usedSlot, this.#usedSlot - moved);
+    return passesEvent(event, this.#usedSlot, this.#usedSlot - descriptors);
   }
 
   /** Asks the driver for no notifications (§2.8.14). */

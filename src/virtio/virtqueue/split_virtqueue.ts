@@ -29,7 +29,6 @@ import {
   VIRTQ_AVAIL_F_NO_INTERRUPT,
   VIRTQ_DESC_F_INDIRECT,
   VIRTQ_DESC_F_NEXT,
-  VIRTQ_DESC_F_WRITE,
   VIRTQ_DESC_SIZE,
   VIRTQ_MAX_SIZE,
   VIRTQ_USED_F_NO_NOTIFY,
@@ -38,9 +37,6 @@ import { INDIRECT_MAX_DESCRIPTORS, locateParts, type QueuePart, Virtqueue, type 
 
 /** A split virtqueue, as the device sees it. */
 export class SplitVirtqueue extends Virtqueue {
-  /** The layout of the ring, by its name in §2.7. */
-  readonly layout = "split";
-
   readonly #mask: number;
   readonly #desc: QueuePart;
   /** The available ring as 16-bit units of its region; the fields below are indexes into it. */
@@ -71,7 +67,7 @@ export class SplitVirtqueue extends Virtqueue {
     parts: { desc: QueuePart; driver: QueuePart; device: QueuePart },
     startIdx: number,
   ) {
-    super(config, config.size, false);
+    super(config, config.size, "split");
     this.#mask = config.size - 1;
     this.#desc = parts.desc;
     const { driver, device } = parts;
@@ -158,7 +154,7 @@ export class SplitVirtqueue extends Virtqueue {
         chain.descriptorCount = count;
         return this.#walkIndirect(chain, index, region, at, flags);
       }
-      this.#addDescriptor(chain, index, false, region.view, at, flags);
+      this.addDescriptor(chain, index, false, region.view, at, flags);
       if (!(flags & VIRTQ_DESC_F_NEXT)) {
         chain.descriptorCount = count;
         return true;
@@ -200,7 +196,7 @@ export class SplitVirtqueue extends Virtqueue {
         return this.broken("indirect-nested", `entry ${entry} of the table of descriptor ${index} has INDIRECT set`);
       }
       const next = view.getUint16(place + 14, true);
-      this.#addDescriptor(chain, entry, true, view, place, entryFlags);
+      this.addDescriptor(chain, entry, true, view, place, entryFlags);
       if (!(entryFlags & VIRTQ_DESC_F_NEXT)) return true;
       if (next >= tableSize) {
         return this.broken(
@@ -212,20 +208,6 @@ export class SplitVirtqueue extends Virtqueue {
     }
   }
 
-  #addDescriptor(
-    chain: DescriptorChain,
-    index: number,
-    indirect: boolean,
-    view: DataView,
-    at: number,
-    flags: number,
-  ): void {
-    const address = checkedU64(view.getUint32(at, true), view.getUint32(at + 4, true));
-    const length = view.getUint32(at + 8, true);
-    chain.record(index, indirect, address, length, flags);
-    this.addElement(chain, index, address, length, (flags & VIRTQ_DESC_F_WRITE) !== 0);
-  }
-
   /** Writes a used element that the driver cannot see yet (§2.7.8). */
   protected override stage(head: number, _descriptorCount: number, bytesWritten: number): void {
     const at = this.#usedRing + (this.#nextUsed & this.#mask) * 8;
@@ -235,13 +217,13 @@ export class SplitVirtqueue extends Virtqueue {
   }
 
   /** Shows the driver what was staged; returns whether it wants a notification (§2.7.7). */
-  protected override publishStaged(staged: number): boolean {
+  protected override publishStaged(buffers: number): boolean {
     // §2.7.8.2: the entries, and the buffers, are written before the index that exposes them.
     Atomics.store(this.#used, this.#usedIdx, this.#nextUsed);
     // The store above is a full barrier: the driver either sees the index or we see its newest wish (§2.7.14).
     if (this.eventIdx) {
       const event = Atomics.load(this.#avail, this.#usedEvent);
-      return passesEvent(event, this.#nextUsed, (this.#nextUsed - staged) & 0xffff);
+      return passesEvent(event, this.#nextUsed, (this.#nextUsed - buffers) & 0xffff);
     }
     return (Atomics.load(this.#avail, this.#availFlags) & VIRTQ_AVAIL_F_NO_INTERRUPT) === 0;
   }

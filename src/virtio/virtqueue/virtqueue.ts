@@ -7,11 +7,12 @@
  * @module
  */
 
-import type { GuestMemory } from "../../memory/guest_memory.ts";
+import { checkedU64, type GuestMemory } from "../../memory/guest_memory.ts";
 import type { MemoryRegion } from "../../memory/region.ts";
 import type { Violation } from "../violation.ts";
 import type { DescriptorChain } from "./chain.ts";
 import { type VirtqueueRule, virtqueueViolation } from "./rules.ts";
+import { VIRTQ_DESC_F_WRITE } from "./split_layout.ts";
 
 /** Where the driver put a queue, and what was negotiated about it. */
 export interface VirtqueueConfig {
@@ -72,7 +73,7 @@ export function addCounters(sum: VirtqueueCounters, more: VirtqueueCounters): Vi
 /** The device's half of a virtqueue. */
 export abstract class Virtqueue {
   /** Which of the two layouts the queue has. */
-  abstract readonly layout: "split" | "packed";
+  readonly layout: "split" | "packed";
   /** Number of descriptors. */
   readonly size: number;
   /** What the queue did so far. */
@@ -85,25 +86,26 @@ export abstract class Virtqueue {
   /** Whether VIRTIO_F_EVENT_IDX was negotiated (§2.7.10, §2.8.10). */
   protected readonly eventIdx: boolean;
   readonly #indirectAllowed: boolean;
-  readonly #packed: boolean;
 
   /** 1 for each head (split) or buffer ID (packed) that is in flight. */
   protected readonly inFlight: Uint8Array;
   /** Buffers popped and not yet pushed. */
   #inFlightCount = 0;
-  /** Ring descriptors that they occupy. */
-  #descriptorsInFlight = 0;
+  /** Ring descriptors of the buffers that were popped and that the driver has not seen returned. */
+  #descriptorsHeld = 0;
   #sequence = 0;
-  /** With VIRTIO_F_IN_ORDER: by sequence modulo `size`, what was completed but waits for an earlier buffer. */
+  /** With VIRTIO_F_IN_ORDER: by sequence, what was completed but waits for an earlier buffer. */
   readonly #waiting: Map<number, { head: number; descriptorCount: number; bytesWritten: number }> | null;
   #nextInOrder = 0;
+  /** Buffers pushed since the last `publish`, and their ring descriptors. */
   #staged = 0;
+  #stagedDescriptors = 0;
   /** Whether the driver wrote a device-readable descriptor behind a device-writable one. */
   #sawWritable = false;
 
   /** For the two layouts; `idCount` is how many buffers can be in flight. */
-  protected constructor(config: VirtqueueConfig, idCount: number, packed: boolean) {
-    this.#packed = packed;
+  protected constructor(config: VirtqueueConfig, idCount: number, layout: "split" | "packed") {
+    this.layout = layout;
     this.size = config.size;
     this.memory = config.memory;
     this.eventIdx = config.eventIdx;
@@ -127,8 +129,12 @@ export abstract class Virtqueue {
   /** Writes the used entry of one buffer; the driver need not see it before `publish`. */
   protected abstract stage(head: number, descriptorCount: number, bytesWritten: number): void;
 
-  /** Makes `staged` used entries visible and says whether the driver asked to be notified of them. */
-  protected abstract publishStaged(staged: number): boolean;
+  /**
+   * Makes the used entries of `buffers` staged buffers, with `descriptors` ring descriptors, visible.
+   *
+   * @returns whether the driver asked to be notified of them
+   */
+  protected abstract publishStaged(buffers: number, descriptors: number): boolean;
 
   /** Advises the driver that available buffer notifications are not needed for now. */
   abstract disableNotifications(): void;
@@ -172,12 +178,15 @@ export abstract class Virtqueue {
    * @returns whether the driver asked for a used buffer notification
    */
   publish(): boolean {
-    const staged = this.#staged;
-    if (staged === 0) return false;
+    const buffers = this.#staged;
+    if (buffers === 0) return false;
+    const descriptors = this.#stagedDescriptors;
     this.#staged = 0;
+    this.#stagedDescriptors = 0;
+    this.#descriptorsHeld -= descriptors;
     this.counters.batches++;
-    this.counters.published += staged;
-    const wanted = this.publishStaged(staged);
+    this.counters.published += buffers;
+    const wanted = this.publishStaged(buffers, descriptors);
     if (wanted) this.counters.calls++;
     else this.counters.callsSuppressed++;
     return wanted;
@@ -186,8 +195,8 @@ export abstract class Virtqueue {
   #stageOne(head: number, descriptorCount: number, bytesWritten: number): void {
     this.inFlight[head] = 0;
     this.#inFlightCount--;
-    this.#descriptorsInFlight -= descriptorCount;
     this.#staged++;
+    this.#stagedDescriptors += descriptorCount;
     this.counters.pushed++;
     this.stage(head, descriptorCount, bytesWritten);
   }
@@ -196,15 +205,16 @@ export abstract class Virtqueue {
    * Notes that `chain` was taken from the ring.
    *
    * @returns `false` when that makes more descriptors in flight than there are: buffers share some, or the ring was
-   * overrun. It also bounds what a hostile driver can make the device remember.
+   * overrun. It also bounds what a hostile driver can make the device remember, and, as a buffer counts until the
+   * driver can see it returned, how long one that adds buffers without end can keep the device from publishing.
    */
   protected take(chain: DescriptorChain): boolean {
-    const occupied = this.#descriptorsInFlight + chain.descriptorCount;
-    if (occupied > this.size) {
-      const rule = this.#packed ? "ring-overrun" : "desc-shared";
-      return this.broken(rule, `${occupied} descriptors are in flight, the ring has ${this.size}`);
+    const held = this.#descriptorsHeld + chain.descriptorCount;
+    if (held > this.size) {
+      const rule = this.layout === "packed" ? "ring-overrun" : "desc-shared";
+      return this.broken(rule, `${held} descriptors are in flight, the ring has ${this.size}`);
     }
-    this.#descriptorsInFlight = occupied;
+    this.#descriptorsHeld = held;
     this.inFlight[chain.head] = 1;
     this.#inFlightCount++;
     this.counters.popped++;
@@ -219,8 +229,12 @@ export abstract class Virtqueue {
    * @internal
    */
   protected broken(rule: VirtqueueRule, found: string): false {
-    this.violation = virtqueueViolation(rule, found, this.#packed);
+    this.violation = this.#violationOf(rule, found);
     return false;
+  }
+
+  #violationOf(rule: VirtqueueRule, found: string): Violation {
+    return virtqueueViolation(rule, found, this.layout === "packed");
   }
 
   /** Starts a chain. */
@@ -230,33 +244,44 @@ export abstract class Virtqueue {
   }
 
   /**
-   * Adds one buffer element to the chain. What is wrong with it is noted in the chain, and the walk goes on: the
-   * status byte at the end may still be there to be written.
+   * Adds the buffer element of the descriptor at `at`, whose flags were read before. What is wrong with it is noted
+   * in the chain, and the walk goes on: the status byte at the end may still be there to be written.
    */
-  protected addElement(
+  protected addDescriptor(
     chain: DescriptorChain,
     index: number,
-    address: number,
-    length: number,
-    writable: boolean,
+    indirect: boolean,
+    view: DataView,
+    at: number,
+    flags: number,
   ): void {
+    // Both layouts begin a descriptor with le64 addr, le32 len (§2.7.5, §2.8.13), and have the same bit for WRITE.
+    const address = checkedU64(view.getUint32(at, true), view.getUint32(at + 4, true));
+    const length = view.getUint32(at + 8, true);
+    const writable = (flags & VIRTQ_DESC_F_WRITE) !== 0;
+    chain.record(index, indirect, address, length, flags);
     // A zero-length element is not forbidden, so it is no buffer at all; QEMU gives up on the device here.
     if (length === 0) return;
     const list = writable ? chain.writable : chain.readable;
     if (writable) {
       this.#sawWritable = true;
     } else if (this.#sawWritable) {
-      chain.violation ??= virtqueueViolation(
+      chain.violation ??= this.#violationOf(
         "readable-after-writable",
         `descriptor ${index} is device-readable but follows a device-writable one`,
-        this.#packed,
       );
     }
+    if (chain.readable.byteLength + chain.writable.byteLength + length > CHAIN_MAX_BYTES) {
+      // A few descriptors can name the same memory over and over: what comes before is dropped, so that a request
+      // that fails anyway never has to move, or clear, terabytes.
+      chain.violation ??= this.#violationOf("chain-bytes", "the chain describes more bytes");
+      list.clear();
+      if (writable) chain.writablePrefixLost = true;
+    }
     if (!this.memory.translate(list, address, length)) {
-      chain.violation ??= virtqueueViolation(
+      chain.violation ??= this.#violationOf(
         "unmapped",
         `descriptor ${index} describes ${length} bytes at ${formatAddress(address)}, outside guest memory`,
-        this.#packed,
       );
       // What follows is no longer where a reader of the list would look for it; only the last
       // device-writable byte, the status, keeps its meaning, and only if it comes later.
@@ -264,9 +289,6 @@ export abstract class Virtqueue {
         chain.writable.clear();
         chain.writablePrefixLost = true;
       }
-    }
-    if (chain.readable.byteLength + chain.writable.byteLength > CHAIN_MAX_BYTES) {
-      chain.violation ??= virtqueueViolation("chain-bytes", "the chain describes more bytes", this.#packed);
     }
   }
 
