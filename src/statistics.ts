@@ -5,37 +5,17 @@
  * @module
  */
 
-import {
-  VIRTIO_BLK_S_OK,
-  VIRTIO_BLK_T_DISCARD,
-  VIRTIO_BLK_T_FLUSH,
-  VIRTIO_BLK_T_GET_ID,
-  VIRTIO_BLK_T_GET_LIFETIME,
-  VIRTIO_BLK_T_IN,
-  VIRTIO_BLK_T_OUT,
-  VIRTIO_BLK_T_SECURE_ERASE,
-  VIRTIO_BLK_T_WRITE_ZEROES,
-} from "./blk/blk_layout.ts";
+import { VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT } from "./blk/blk_layout.ts";
 import type { BlkDevice } from "./blk/device.ts";
+import { REQUEST_KINDS } from "./blk/request.ts";
 import type { BlockDriver, RequestSlot } from "./guest/block_driver.ts";
 import { formatSize } from "./image/size.ts";
 import { Histogram } from "./trace/histogram.ts";
 import type { MmioTransport } from "./transport/mmio/mmio_transport.ts";
 
-const KINDS: Readonly<Record<number, string>> = {
-  [VIRTIO_BLK_T_IN]: "read",
-  [VIRTIO_BLK_T_OUT]: "write",
-  [VIRTIO_BLK_T_FLUSH]: "flush",
-  [VIRTIO_BLK_T_GET_ID]: "get-id",
-  [VIRTIO_BLK_T_GET_LIFETIME]: "get-lifetime",
-  [VIRTIO_BLK_T_DISCARD]: "discard",
-  [VIRTIO_BLK_T_WRITE_ZEROES]: "write-zeroes",
-  [VIRTIO_BLK_T_SECURE_ERASE]: "secure-erase",
-};
-
 /** Numbers of one kind of request. */
 export interface KindReport {
-  /** Name of the request type, as in `write-zeroes`. */
+  /** Name of the request type, as in `writeZeroes`; `chain` for one made by hand. */
   readonly kind: string;
   /** Requests that ended. */
   readonly requests: number;
@@ -98,7 +78,7 @@ export class Statistics {
   /** The numbers so far. */
   report(): StatisticsReport {
     const kinds = [...this.#kinds].map(([type, { failed, bytes, latency }]): KindReport => ({
-      kind: KINDS[type] ?? "chain",
+      kind: REQUEST_KINDS[type] ?? "chain",
       requests: latency.count,
       failed,
       bytes,

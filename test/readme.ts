@@ -48,7 +48,7 @@ export function masked(output: string): string {
     .replace(/^ *\d+\.\d{3} ms/gm, "N ms")
     .replace(/after \d+ us/g, "after N us")
     .replace(
-      /^(request .*|(?:read|write|flush|discard|get-id)(?: +\S+){2} .*)$/gm,
+      /^(request .*|(?:read|write|flush|discard|getId)(?: +\S+){2} .*)$/gm,
       (line) => line.replace(/ +/g, " ").replace(/( \d+){4}$/, " N N N N"),
     );
 }

@@ -58,9 +58,9 @@ Deno.test("statistics count requests, failures and bytes of each kind", async ()
     ["write", 1, 0, 1536],
     ["flush", 1, 0, 0],
     ["discard", 1, 0, 0],
-    ["write-zeroes", 1, 0, 0],
-    ["get-id", 1, 0, 0],
-    ["get-lifetime", 1, 1, 0],
+    ["writeZeroes", 1, 0, 0],
+    ["getId", 1, 0, 0],
+    ["getLifetime", 1, 1, 0],
   ]);
   assertEquals([report.requests, report.buffers], [9, 9]);
   await machine.close();
@@ -157,7 +157,7 @@ Deno.test("statistics are printed as an aligned table, a line for the rings and 
   const lines = formatStatistics({
     kinds: [
       { kind: "read", requests: 1000, failed: 2, bytes: 4096000, latency },
-      { kind: "write-zeroes", requests: 1, failed: 0, bytes: 0, latency: { mean: 0, p50: 0, p99: 0, max: 0 } },
+      { kind: "writeZeroes", requests: 1, failed: 0, bytes: 0, latency: { mean: 0, p50: 0, p99: 0, max: 0 } },
     ],
     requests: 1001,
     buffers: 1001,
@@ -171,9 +171,9 @@ Deno.test("statistics are printed as an aligned table, a line for the rings and 
     exitsPerRequest: 164 / 1001,
   });
   assertEquals(lines, [
-    "request       count  failed       data  mean us  p50 us  p99 us  max us",
-    "read           1000       2  3.906 MiB       12      10     100    1234",
-    "write-zeroes      1       0          -        0       0       0       0",
+    "request      count  failed       data  mean us  p50 us  p99 us  max us",
+    "read          1000       2  3.906 MiB       12      10     100    1234",
+    "writeZeroes      1       0          -        0       0       0       0",
     "rings: 1001 buffers in 44 batches (22.8 each), 41 calls sent, 3 suppressed",
     "exits: 40 kicks, 122 register accesses in all, 42 interrupts: 0.164 exits per request",
   ]);

@@ -40,7 +40,8 @@ export type BlkRequestKind =
   | "secureErase"
   | "unknown";
 
-const KINDS: Readonly<Record<number, BlkRequestKind>> = {
+/** What a request asks for, by its type field (§5.2.6). */
+export const REQUEST_KINDS: Readonly<Record<number, BlkRequestKind>> = {
   [VIRTIO_BLK_T_IN]: "read",
   [VIRTIO_BLK_T_OUT]: "write",
   [VIRTIO_BLK_T_FLUSH]: "flush",
@@ -108,7 +109,7 @@ export class BlkRequest {
     readable.copyTo(this.#header);
     this.input.appendRange(readable, HEADER_SIZE, readable.byteLength - HEADER_SIZE);
     this.type = this.#headerView.getUint32(0, true);
-    this.kind = KINDS[this.type] ?? "unknown";
+    this.kind = REQUEST_KINDS[this.type] ?? "unknown";
     const sector = checkedU64(this.#headerView.getUint32(8, true), this.#headerView.getUint32(12, true));
     this.offset = sector <= Number.MAX_SAFE_INTEGER / SECTOR_SIZE ? sector * SECTOR_SIZE : -1;
     return true;
