@@ -79,6 +79,10 @@ export class GuestRangeError extends RangeError {
 export interface RequestOptions {
   /** Queue to use; by default they take turns. */
   queue?: number;
+}
+
+/** Choices for one read or write. */
+export interface TransferOptions extends RequestOptions {
   /** Cut the data into elements of these lengths; by default as few as the device allows. */
   segments?: readonly number[];
 }
@@ -164,7 +168,7 @@ export class Guest {
    * @param offset in bytes; any, as is the length: the sectors around are read with it
    * @throws GuestIoError GuestRangeError
    */
-  async read(offset: number, lengthBytes: number, options: RequestOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
+  async read(offset: number, lengthBytes: number, options: TransferOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
     this.#checkRange(offset, lengthBytes);
     const start = offset - (offset % SECTOR_SIZE);
     const end = Math.ceil((offset + lengthBytes) / SECTOR_SIZE) * SECTOR_SIZE;
@@ -180,7 +184,7 @@ export class Guest {
    *
    * @throws GuestIoError GuestRangeError
    */
-  async write(offset: number, data: Uint8Array, options: RequestOptions = {}): Promise<void> {
+  async write(offset: number, data: Uint8Array, options: TransferOptions = {}): Promise<void> {
     this.#checkRange(offset, data.byteLength);
     const start = offset - (offset % SECTOR_SIZE);
     const end = Math.ceil((offset + data.byteLength) / SECTOR_SIZE) * SECTOR_SIZE;
@@ -365,7 +369,7 @@ export class Guest {
     type: number,
     offset: number,
     data: Uint8Array,
-    options: RequestOptions,
+    options: TransferOptions,
   ): Promise<void> {
     const limit = this.#transferLimit(options.segments);
     const pieces: Promise<void>[] = [];
@@ -397,7 +401,7 @@ export class Guest {
     type: number,
     offset: number,
     data: Uint8Array,
-    options: RequestOptions,
+    options: TransferOptions,
   ): Promise<void> {
     const address = this.allocate(data.byteLength, 4096);
     try {

@@ -6,7 +6,7 @@
 
 import { SECTOR_SIZE, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX } from "../blk/blk_layout.ts";
 import { VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES } from "../blk/blk_layout.ts";
-import { type Guest, GuestIoError, type RequestOptions } from "../guest/guest.ts";
+import { type Guest, GuestIoError, type TransferOptions } from "../guest/guest.ts";
 import { hasFeature } from "../virtio/features.ts";
 
 /** A vector above this size goes through the guest's own buffers: it must fit the guest's memory in one piece. */
@@ -23,7 +23,7 @@ export interface ZeroOptions {
  * The elements for a vector, if one request can have them: a device has limits for their number and length, and
  * only whole sectors can be scattered. Otherwise the guest cuts the data as it sees fit.
  */
-export function vectorOptions(guest: Guest, offset: number, lengths: readonly number[]): RequestOptions {
+export function vectorOptions(guest: Guest, offset: number, lengths: readonly number[]): TransferOptions {
   const segments = lengths.filter((length) => length > 0);
   const total = segments.reduce((sum, length) => sum + length, 0);
   const limit = (feature: number, field: "seg_max" | "size_max", without: number) =>
