@@ -8,7 +8,8 @@
 import { VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT } from "./blk/blk_layout.ts";
 import type { BlkDevice } from "./blk/device.ts";
 import { REQUEST_KINDS } from "./blk/request.ts";
-import type { BlockDriver, RequestSlot } from "./guest/block_driver.ts";
+import type { BlockDriver } from "./guest/block_driver.ts";
+import type { RequestSlot } from "./guest/request_slot.ts";
 import { formatSize } from "./image/size.ts";
 import { Histogram } from "./trace/histogram.ts";
 import type { MmioTransport } from "./transport/mmio/mmio_transport.ts";

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { BlkOptions } from "../src/blk/options.ts";
-import { GuestIoError } from "../src/guest/guest.ts";
+import { GuestIoError } from "../src/guest/guest_error.ts";
 import { ProbeError } from "../src/guest/mmio_probe.ts";
 import { RawImage } from "../src/image/raw/raw_image.ts";
 import { Machine, type MachineOptions } from "../src/machine.ts";

@@ -15,7 +15,6 @@ import {
   RANGE_F_UNMAP,
   RANGE_SIZE,
   SECTOR_SIZE,
-  statusName,
   VIRTIO_BLK_F_BLK_SIZE,
   VIRTIO_BLK_F_CONFIG_WCE,
   VIRTIO_BLK_F_DISCARD,
@@ -40,40 +39,14 @@ import type { MemoryRegion } from "../memory/region.ts";
 import type { RegisterWindow } from "../transport/mmio/mmio_layout.ts";
 import { hasFeature } from "../virtio/features.ts";
 import { GuestAllocator } from "./allocator.ts";
-import { BlockDriver, type BlockDriverOptions, LOST, NO_STATUS, type RequestSlot } from "./block_driver.ts";
+import { BlockDriver, type BlockDriverOptions } from "./block_driver.ts";
+import { LOST, type RequestSlot } from "./request_slot.ts";
 import type { RawDescriptor } from "./driver_queue.ts";
+import { GuestIoError, GuestRangeError } from "./guest_error.ts";
 import { WriteOrder } from "./write_order.ts";
 
 /** Largest piece into which a long transfer is cut, in bytes; as big as Linux makes its requests. */
 const MAX_TRANSFER_BYTES = 1 << 20;
-
-/** A request ended badly. */
-export class GuestIoError extends Error {
-  /** Always `"GuestIoError"`: what a stack trace begins with. */
-  override readonly name = "GuestIoError";
-  /** What was asked for. */
-  readonly operation: string;
-  /** The status byte; `null` when the device wrote none, or was reset. */
-  readonly status: number | null;
-
-  /** Of the status byte, or of `NO_STATUS` or `LOST`. */
-  constructor(operation: string, status: number) {
-    const why = status === LOST
-      ? "the device was reset, or needs to be"
-      : status === NO_STATUS
-      ? "the device wrote no status"
-      : `S_${statusName(status)}`;
-    super(`${operation} failed: ${why}`);
-    this.operation = operation;
-    this.status = status < 0 ? null : status;
-  }
-}
-
-/** A range outside the disk, or a request that the driver must not send. */
-export class GuestRangeError extends RangeError {
-  /** Always `"GuestRangeError"`: what a stack trace begins with. */
-  override readonly name = "GuestRangeError";
-}
 
 /** Choices for one request. */
 export interface RequestOptions {

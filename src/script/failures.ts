@@ -6,7 +6,7 @@
 
 import { VIRTIO_BLK_S_UNSUPP } from "../blk/blk_layout.ts";
 import { GuestMemoryError } from "../guest/allocator.ts";
-import { GuestIoError, GuestRangeError } from "../guest/guest.ts";
+import { GuestIoError, GuestRangeError } from "../guest/guest_error.ts";
 import { BlockError } from "../storage/block_error.ts";
 import { CommandError } from "./command.ts";
 import type { Session } from "./session.ts";

@@ -6,7 +6,8 @@
 
 import { SECTOR_SIZE, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX } from "../blk/blk_layout.ts";
 import { VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES } from "../blk/blk_layout.ts";
-import { type Guest, GuestIoError, type TransferOptions } from "../guest/guest.ts";
+import { type Guest, type TransferOptions } from "../guest/guest.ts";
+import { GuestIoError } from "../guest/guest_error.ts";
 import { hasFeature } from "../virtio/features.ts";
 
 /** A vector above this size goes through the guest's own buffers: it must fit the guest's memory in one piece. */

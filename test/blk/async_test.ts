@@ -4,7 +4,7 @@
  */
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { GuestIoError } from "../../src/guest/guest.ts";
+import { GuestIoError } from "../../src/guest/guest_error.ts";
 import { BlockError } from "../../src/storage/block_error.ts";
 import { Random } from "../random.ts";
 import {

@@ -1,7 +1,7 @@
 /** Resets of the device or of one queue that overtake requests in flight (VIRTIO 1.4 §2.4, §2.6.1, §3.3.1). */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { GuestIoError } from "../../src/guest/guest.ts";
+import { GuestIoError } from "../../src/guest/guest_error.ts";
 import {
   concat,
   delays,

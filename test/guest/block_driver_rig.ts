@@ -3,7 +3,8 @@
 import { BlkDevice } from "../../src/blk/device.ts";
 import type { BlkOptions } from "../../src/blk/options.ts";
 import { GuestAllocator } from "../../src/guest/allocator.ts";
-import { BlockDriver, type BlockDriverOptions, type RequestSlot } from "../../src/guest/block_driver.ts";
+import { BlockDriver, type BlockDriverOptions } from "../../src/guest/block_driver.ts";
+import { type RequestSlot } from "../../src/guest/request_slot.ts";
 import { RawImage } from "../../src/image/raw/raw_image.ts";
 import { GuestMemory } from "../../src/memory/guest_memory.ts";
 import { MemoryRegion } from "../../src/memory/region.ts";

@@ -1,7 +1,7 @@
 /** How the block driver finds, negotiates and sets up its device (VIRTIO 1.4 §3.1.1, §2.2.1, §2.5.1, §5.2.5.1). */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { LOST } from "../../src/guest/block_driver.ts";
+import { LOST } from "../../src/guest/request_slot.ts";
 import { ProbeError } from "../../src/guest/mmio_probe.ts";
 import { featureSet } from "../../src/virtio/features.ts";
 import { driverProblems, FakeWindow } from "./fake_window.ts";

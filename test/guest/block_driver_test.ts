@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { GuestMemoryError } from "../../src/guest/allocator.ts";
-import { LOST, NO_STATUS, type RequestSlot } from "../../src/guest/block_driver.ts";
+import { LOST, NO_STATUS, type RequestSlot } from "../../src/guest/request_slot.ts";
 import { fake, flush, RAM, real } from "./block_driver_rig.ts";
 
 Deno.test("handleInterrupt() reads InterruptStatus and acknowledges exactly the events that it handles (VIRTIO 1.4 §4.2.3.4.1)", async () => {

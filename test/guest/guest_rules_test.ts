@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import type { BlkOptions } from "../../src/blk/options.ts";
 import type { BlockDriverOptions } from "../../src/guest/block_driver.ts";
-import { GuestIoError, GuestRangeError } from "../../src/guest/guest.ts";
+import { GuestIoError, GuestRangeError } from "../../src/guest/guest_error.ts";
 import { featureSet } from "../../src/virtio/features.ts";
 import { DISK, machine, model, requests, SECTOR, stored, violations } from "./guest_rig.ts";
 

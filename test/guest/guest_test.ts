@@ -1,7 +1,7 @@
 /** The guest: errors, resets, chains made by hand. */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { GuestIoError } from "../../src/guest/guest.ts";
+import { GuestIoError } from "../../src/guest/guest_error.ts";
 import { DISK, machine, model, SECTOR, violations } from "./guest_rig.ts";
 
 Deno.test("a GuestIoError says what failed and how: a status, no status, or lost", () => {

@@ -1,7 +1,7 @@
 /** Workloads through guest, ring and device, beside a model of the disk: a plain byte array. */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { GuestIoError, GuestRangeError } from "../../src/guest/guest.ts";
+import { GuestIoError, GuestRangeError } from "../../src/guest/guest_error.ts";
 import { RawImage } from "../../src/image/raw/raw_image.ts";
 import { Machine } from "../../src/machine.ts";
 import { MemoryStorage } from "../../src/storage/memory.ts";

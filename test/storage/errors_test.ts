@@ -2,7 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { BlockError } from "../../src/storage/block_error.ts";
 import { DenoFileStorage } from "../../src/storage/deno_file.ts";
 import { attach } from "../../src/attach.ts";
-import { GuestIoError } from "../../src/guest/guest.ts";
+import { GuestIoError } from "../../src/guest/guest_error.ts";
 import { requires } from "../requires.ts";
 import { ask } from "./child_process.ts";
 import { failureOf, Folder, readBytes, requiresMount, run, SmallDisk, writeBytes } from "./support.ts";

@@ -4,7 +4,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import type { RequestSlot } from "../../src/guest/block_driver.ts";
+import type { RequestSlot } from "../../src/guest/request_slot.ts";
 import { RawImage } from "../../src/image/raw/raw_image.ts";
 import { Machine } from "../../src/machine.ts";
 import { SegmentList } from "../../src/memory/segment_list.ts";
