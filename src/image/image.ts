@@ -21,17 +21,33 @@ export interface Extent {
   readonly guestOffset: number;
   /** Length of the run, in bytes. */
   readonly lengthBytes: number;
-  /** `data`: stored at `hostOffset`. `zero`: reads as zeros and occupies nothing. */
-  readonly kind: "data" | "zero";
-  /** Offset in the storage, for `data`. */
+  /**
+   * `data`: stored at `hostOffset`. `compressed`: stored from `hostOffset` on, in another form. `zero`: reads as zeros.
+   * `unallocated`: not in this image; what is behind it decides, and zeros are read when nothing is.
+   */
+  readonly kind: "data" | "zero" | "compressed" | "unallocated";
+  /** Offset in the storage, for `data` and `compressed`. */
   readonly hostOffset?: number;
+}
+
+/** A fact about an image: something to print. */
+export type DetailValue = string | number | boolean | readonly DetailValue[] | { readonly [name: string]: DetailValue };
+
+/** Facts that only some formats have. */
+export interface ImageDetails {
+  /** Unit of allocation, in bytes. */
+  readonly clusterBytes: number;
+  /** Where the state of a virtual machine would start, in bytes. */
+  readonly vmStateOffset: number;
+  /** More, by the names that QEMU prints. */
+  readonly specific: { readonly [name: string]: DetailValue };
 }
 
 /** A disk image. Callers keep ranges inside `sizeBytes`. */
 export interface Image {
   /** Name for messages: the path as the user gave it. */
   readonly name: string;
-  /** `"raw"`; later others. */
+  /** `"raw"` or `"qcow2"`. */
   readonly format: string;
   /** Whether writes must not be asked for. */
   readonly readOnly: boolean;
@@ -49,8 +65,10 @@ export interface Image {
   writeZeroes(offset: number, lengthBytes: number, mayUnmap: boolean): Completion;
   /** Says that the contents of a range are not needed any more. */
   discard(offset: number, lengthBytes: number): Completion;
-  /** Where the bytes of a range are, in order and without gaps. */
-  map(offset: number, lengthBytes: number): Extent[];
+  /** Where the bytes of a range are, in order and without gaps; a promise when the tables must be waited for. */
+  map(offset: number, lengthBytes: number): Extent[] | Promise<Extent[]>;
+  /** What there is to say about the format. Opens no other file. */
+  details?(): Promise<ImageDetails>;
   /** Changes the size of the disk; new bytes read as zeros. */
   resize(sizeBytes: number): Completion;
   /** Releases the image. Does not flush. */

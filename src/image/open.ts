@@ -11,6 +11,8 @@ import { MEMORY_STORAGE_MAX_BYTES, MemoryStorage } from "../storage/memory.ts";
 import { OverlayStorage } from "../storage/overlay.ts";
 import type { Storage } from "../storage/storage.ts";
 import type { Image } from "./image.ts";
+import { backingOpener, dataFileOpener, type Layer } from "./qcow2/chain.ts";
+import type { Qcow2Image } from "./qcow2/qcow2_image.ts";
 import { RawImage } from "./raw/raw_image.ts";
 import { parseSize } from "./size.ts";
 
@@ -24,6 +26,8 @@ export interface OpenOptions {
   snapshot?: boolean;
   /** Take no lock. Default: false. */
   share?: boolean;
+  /** Most memory for the tables of a qcow2 image and of what is behind it, in bytes. Default: 32 MiB. */
+  l2CacheBytes?: number;
 }
 
 /** Formats by what their first bytes look like: offset, bytes. */
@@ -45,21 +49,61 @@ const MAGICS: readonly (readonly [format: string, offset: number, magic: string]
 
 const PROBE_BYTES = 128;
 
+/** Formats that are read. */
+const READABLE = ["raw", "qcow2"];
+
 /**
  * Opens an image: a path, or `mem:SIZE` for a disk in memory that starts as zeros.
+ *
+ * A qcow2 image is opened with the files that it names, each for reading only. Those are paths and nothing else,
+ * relative to the image's folder, in the formats that the image records. Where it records none the file is probed, as
+ * in QEMU; but what was found by probing may lead to no further file, since a guest may have written that name.
  *
  * @throws BlockError
  */
 export async function openImage(name: string, options: OpenOptions = {}): Promise<Image> {
+  const image = await openLayer(name, options, []);
+  const length = chainLength(image);
+  if (length > 1) (image as Qcow2Image).shareCache(length);
+  return image;
+}
+
+function chainLength(image: Image): number {
+  const { backing = null } = image as Partial<Qcow2Image>;
+  return backing === null ? 1 : 1 + chainLength(backing);
+}
+
+/** Opens an image behind those of `above`; the user named the first of all. */
+async function openLayer(name: string, options: OpenOptions, above: readonly Layer[]): Promise<Image> {
   const { format } = options;
-  if (format !== undefined && format !== "raw") throw refusedFormat(name, format, "asked for");
+  if (format !== undefined && !READABLE.includes(format)) throw refusedFormat(name, format, "asked for");
   const storage = openStorage(name, options);
   try {
-    if (format === undefined) {
-      const found = await probe(storage);
-      if (found !== "raw") throw refusedFormat(name, found, "found");
+    const found = format ?? await probe(storage);
+    if (!READABLE.includes(found)) throw refusedFormat(name, found, "found");
+    if (found === "raw") return new RawImage(storage);
+    // Only those who have such an image wait for the code that reads it.
+    const { Qcow2Image, WRITE_REASON } = await import("./qcow2/qcow2_image.ts");
+    if (!options.readOnly || options.snapshot) {
+      throw new BlockError({
+        kind: "unsupported",
+        path: name,
+        operation: "open",
+        reason: WRITE_REASON,
+        hint: "give -r to read only, or convert it with 'qemu-img convert -O raw'",
+      });
     }
-    return new RawImage(storage);
+    const identity = storage instanceof DenoFileStorage ? storage.identity : null;
+    const layers = [...above, { path: name, identity, recorded: format !== undefined || above.length === 0 }];
+    const { share, l2CacheBytes } = options;
+    return await Qcow2Image.open(storage, {
+      l2CacheBytes,
+      openBacking: backingOpener(
+        layers,
+        (path, format) => openLayer(path, { format, readOnly: true, share, l2CacheBytes }, layers),
+      ),
+      openDataFile: dataFileOpener(layers, (path) => DenoFileStorage.open(path, { readOnly: true, share })),
+    });
   } catch (error) {
     storage.close();
     throw error;
@@ -101,6 +145,6 @@ function refusedFormat(path: string, format: string, how: "asked for" | "found")
     reason: known ? `The image's format is ${format}, which vblk does not read` : `Unknown driver '${format}'`,
     hint: how === "found"
       ? `convert it with 'qemu-img convert -O raw', or give -f raw to see its bytes as they are`
-      : "vblk reads raw images: give -f raw, or convert it with 'qemu-img convert -O raw'",
+      : "vblk reads raw and qcow2 images: give -f raw, or convert it with 'qemu-img convert -O raw'",
   });
 }

@@ -5,7 +5,7 @@
  */
 
 import type { SegmentList } from "../memory/segment_list.ts";
-import type { Completion, Extent, Image } from "./image.ts";
+import type { Completion, Extent, Image, ImageDetails } from "./image.ts";
 
 /** What to leave out. */
 export interface ImagePolicy {
@@ -65,8 +65,13 @@ export class PolicyImage implements Image {
     if (!this.#policy.ignoreDiscard) return this.#inner.discard(offset, lengthBytes);
   }
 
-  map(offset: number, lengthBytes: number): Extent[] {
+  map(offset: number, lengthBytes: number): Extent[] | Promise<Extent[]> {
     return this.#inner.map(offset, lengthBytes);
+  }
+
+  /** The inner image's, which may have none. */
+  get details(): (() => Promise<ImageDetails>) | undefined {
+    return this.#inner.details?.bind(this.#inner);
   }
 
   resize(sizeBytes: number): Completion {

@@ -36,9 +36,14 @@ const UNITS = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 export function formatSize(bytes: number): string {
   let unit = -1;
   while (unit + 1 < UNITS.length && bytes >= 1024 ** (unit + 2)) unit++;
-  const digits = unit < 0 ? bytes.toFixed(6) : (bytes / 1024 ** (unit + 1)).toFixed(3);
+  const digits = unit < 0 ? bytes.toFixed(6) : threeDecimals(bytes / 1024 ** (unit + 1));
   // As there: the decimals go only when the first three are zeros.
   const point = digits.indexOf(".000");
   const number = point < 0 ? digits : digits.slice(0, point);
   return `${number} ${unit < 0 ? "bytes" : UNITS[unit]}`;
+}
+
+/** As printf does it: what is exactly in between goes to the even digit. That happens to odd sixteenths only. */
+function threeDecimals(value: number): string {
+  return (value * 16 % 2 === 1 ? 2 * Math.round(value * 500) / 1000 : value).toFixed(3);
 }

@@ -45,7 +45,7 @@ for (const [name, reason] of BAD_SIZES) {
 const CONVERT = "convert it with 'qemu-img convert -O raw', or give -f raw to see its bytes as they are";
 
 /** Images that `qemu-img create` makes, by format. */
-const FORMATS = ["qcow", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc", "parallels"];
+const FORMATS = ["qcow", "qed", "vmdk", "vdi", "vhdx", "vpc", "parallels"];
 
 /**
  * Images of which no tool at hand makes one: their first bytes, by the text of their formats. qemu-img could make one of
@@ -117,15 +117,15 @@ Deno.test("openImage() with the name of no format says so as QEMU does", async (
   assertEquals(await failureOf(() => openImage("disk.img", { format: "foo" })), {
     kind: "unsupported",
     message: "Could not open 'disk.img': Unknown driver 'foo'",
-    hint: "vblk reads raw images: give -f raw, or convert it with 'qemu-img convert -O raw'",
+    hint: "vblk reads raw and qcow2 images: give -f raw, or convert it with 'qemu-img convert -O raw'",
   });
 });
 
 Deno.test("openImage() with the name of a format that is not read refuses before it looks at the file", async () => {
-  assertEquals(await failureOf(() => openImage("missing", { format: "qcow2" })), {
+  assertEquals(await failureOf(() => openImage("missing", { format: "vmdk" })), {
     kind: "unsupported",
-    message: "Could not open 'missing': The image's format is qcow2, which vblk does not read",
-    hint: "vblk reads raw images: give -f raw, or convert it with 'qemu-img convert -O raw'",
+    message: "Could not open 'missing': The image's format is vmdk, which vblk does not read",
+    hint: "vblk reads raw and qcow2 images: give -f raw, or convert it with 'qemu-img convert -O raw'",
   });
 });
 

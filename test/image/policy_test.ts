@@ -22,12 +22,13 @@ function everything(image: PolicyImage): void {
   image.resize(4096);
 }
 
-Deno.test("PolicyImage passes everything on that its policy does not name", () => {
+Deno.test("PolicyImage passes everything on that its policy does not name", async () => {
   const [image, seen] = watched({});
   everything(image);
   assertEquals(seen, ["write", "read", "flush", "zero", "discard", "truncate"]);
   assertEquals([image.sizeBytes, image.format, image.readOnly, image.name], [4096, "raw", false, "mem:8192"]);
-  assertEquals(image.map(0, 512).length, 1);
+  assertEquals((await image.map(0, 512)).length, 1);
+  assertEquals(image.details, undefined);
 });
 
 Deno.test("PolicyImage with ignoreFlush lets no flush through, with ignoreDiscard no discard", () => {

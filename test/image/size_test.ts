@@ -160,6 +160,9 @@ const LENGTHS: readonly (readonly [bytes: number, text: string])[] = [
   [1024, "1 KiB"],
   [1536, "1.500 KiB"],
   [3072, "3 KiB"],
+  // Exactly in between: to the even digit.
+  [17 * KIB ** 2 / 16, "1.062 MiB"],
+  [19 * KIB ** 2 / 16, "1.188 MiB"],
   [1023 * KIB, "1023 KiB"],
   // Rounded, but not to the next unit; a decimal that rounds away goes.
   [KIB ** 2 - 512, "1023.500 KiB"],

@@ -1,0 +1,74 @@
+/**
+ * Facts about a qcow2 image for people, under the names that QEMU prints them with.
+ *
+ * @module
+ */
+
+import { SegmentList } from "../../memory/segment_list.ts";
+import type { Storage } from "../../storage/storage.ts";
+import type { DetailValue, ImageDetails } from "../image.ts";
+import { nameFrom } from "./extensions.ts";
+import type { BitmapDirectory, Qcow2Header } from "./header.ts";
+import { corrupt } from "./refuse.ts";
+
+/**
+ * Collects the facts. Opens nothing; reads the directory of bitmaps, if there is one.
+ *
+ * @throws BlockError
+ */
+export async function detailsOf(storage: Storage, header: Qcow2Header): Promise<ImageDetails> {
+  const clusterBytes = 2 ** header.clusterBits;
+  const tableSpan = clusterBytes / (header.extendedL2 ? 16 : 8) * clusterBytes;
+  return {
+    clusterBytes,
+    // The state of a virtual machine begins with the first L1 entry that is not the disk's ("Snapshots").
+    vmStateOffset: Math.ceil(header.sizeBytes / tableSpan) * tableSpan,
+    specific: header.version === 2
+      ? { "compat": "0.10", "compression type": header.compression, "refcount bits": header.refcountBits }
+      : await version3(storage, header),
+  };
+}
+
+async function version3(storage: Storage, header: Qcow2Header): Promise<Record<string, DetailValue>> {
+  const facts: Record<string, DetailValue> = {
+    "compat": "1.1",
+    "compression type": header.compression,
+    "lazy refcounts": header.lazyRefcounts,
+  };
+  if (header.bitmaps !== null) facts["bitmaps"] = await readBitmaps(storage, header.bitmaps);
+  facts["refcount bits"] = header.refcountBits;
+  if (header.dataFileName !== null) facts["data file"] = header.dataFileName;
+  if (header.externalData) facts["data file raw"] = header.externalDataRaw;
+  facts["corrupt"] = header.corrupt;
+  facts["extended l2"] = header.extendedL2;
+  return facts;
+}
+
+/** Bits of a bitmap's flags, by the names that QEMU prints. */
+const BITMAP_FLAGS = ["in-use", "auto"];
+const ENTRY_BYTES = 24;
+
+/** The directory of bitmaps ("Bitmap directory"); the header's checks have bounded it, and put it inside the file. */
+async function readBitmaps(storage: Storage, { count, offset, lengthBytes }: BitmapDirectory): Promise<DetailValue[]> {
+  const bytes = new Uint8Array(lengthBytes);
+  if (lengthBytes > 0) await storage.read(offset, SegmentList.over(bytes));
+  const view = new DataView(bytes.buffer);
+  const bitmaps: DetailValue[] = [];
+  let at = 0;
+  for (let i = 0; i < count; i++) {
+    const bad = () => corrupt(storage.name, "open", "Broken bitmap directory", offset + at);
+    if (at + ENTRY_BYTES > lengthBytes) throw bad();
+    const flags = view.getUint32(at + 12);
+    const granularityBits = view.getUint8(at + 17);
+    const nameStart = at + ENTRY_BYTES + view.getUint32(at + 20);
+    const nameEnd = nameStart + view.getUint16(at + 18);
+    if (nameEnd > lengthBytes || granularityBits > 31) throw bad();
+    bitmaps.push({
+      flags: BITMAP_FLAGS.filter((_, bit) => (flags >>> bit) & 1),
+      name: nameFrom(bytes.subarray(nameStart, nameEnd), "bitmap's name", storage.name),
+      granularity: 2 ** granularityBits,
+    });
+    at += Math.ceil((nameEnd - at) / 8) * 8;
+  }
+  return bitmaps;
+}

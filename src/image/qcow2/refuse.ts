@@ -1,0 +1,25 @@
+/**
+ * Failures that name what is wrong with a qcow2 image.
+ *
+ * @module
+ */
+
+import { BlockError } from "../../storage/block_error.ts";
+
+/** Hint for an image whose metadata are not what they should be. */
+const CHECK_HINT = "'qemu-img check' tells how much of the image is damaged";
+
+/** The image breaks the format. `offset` is a place in the file. */
+export function corrupt(path: string, operation: "open" | "read", reason: string, offset?: number): BlockError {
+  return new BlockError({ kind: "corrupt", path, operation, offset, reason, hint: CHECK_HINT });
+}
+
+/** The image uses what vblk has not got. */
+export function unsupported(path: string, reason: string, hint?: string): BlockError {
+  return new BlockError({ kind: "unsupported", path, operation: "open", reason, hint });
+}
+
+/** An offset as people look for it in a hex dump. */
+export function hex(offset: number): string {
+  return `0x${offset.toString(16)}`;
+}
