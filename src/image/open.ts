@@ -11,7 +11,7 @@ import { MEMORY_STORAGE_MAX_BYTES, MemoryStorage } from "../storage/memory.ts";
 import { OverlayStorage } from "../storage/overlay.ts";
 import type { Storage } from "../storage/storage.ts";
 import type { Image } from "./image.ts";
-import { backingOpener, dataFileOpener, type Layer } from "./qcow2/chain.ts";
+import type { Layer } from "./qcow2/chain.ts";
 import type { Qcow2Image } from "./qcow2/qcow2_image.ts";
 import { RawImage } from "./raw/raw_image.ts";
 import { parseSize } from "./size.ts";
@@ -83,7 +83,10 @@ async function openLayer(name: string, options: OpenOptions, above: readonly Lay
     if (!READABLE.includes(found)) throw refusedFormat(name, found, "found");
     if (found === "raw") return new RawImage(storage);
     // Only those who have such an image wait for the code that reads it.
-    const { Qcow2Image, WRITE_REASON } = await import("./qcow2/qcow2_image.ts");
+    const [{ Qcow2Image, WRITE_REASON }, { backingOpener, dataFileOpener }] = await Promise.all([
+      import("./qcow2/qcow2_image.ts"),
+      import("./qcow2/chain.ts"),
+    ]);
     if (!options.readOnly || options.snapshot) {
       throw new BlockError({
         kind: "unsupported",

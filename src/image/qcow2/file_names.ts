@@ -7,7 +7,6 @@
  * @module
  */
 
-import { isAbsolute } from "node:path";
 import { unsupported } from "./refuse.ts";
 
 /**
@@ -25,7 +24,7 @@ export function resolveName(imagePath: string, name: string, what: string): stri
       "convert the image and what it refers to with 'qemu-img convert' into one file",
     );
   }
-  if (isAbsolute(name)) return name;
+  if (name.startsWith("/")) return name;
   // Not `join`: to take `..` away from a path through a symbolic link names another file.
   return imagePath.slice(0, imagePath.lastIndexOf("/") + 1) + name;
 }
