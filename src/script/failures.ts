@@ -38,8 +38,14 @@ export function failureText(error: unknown): string | null {
 export function commandFailure(verb: string, error: unknown, session: Session): CommandError {
   const text = failureText(error);
   if (text === null) throw error;
-  const hint = session.isOpen && session.machine.guest.driver.needsReset ? RESET_HINT : undefined;
-  return new CommandError(`${verb} failed: ${text}`, { hint });
+  return new CommandError(`${verb} failed: ${text}`, { hint: hintFor(error, session) });
+}
+
+function hintFor(error: unknown, session: Session): string | undefined {
+  if (session.isOpen && session.machine.guest.driver.needsReset) return RESET_HINT;
+  // qemu-io's words for it are those of a broken disk.
+  if (error instanceof GuestRangeError) return error.message;
+  if (error instanceof GuestMemoryError) return "--ram gives the guest more memory";
 }
 
 /** Refuses to send requests to a device that takes none. */

@@ -69,6 +69,7 @@ Deno.test("truncate resizes the disk under the running guest", async () => {
     [
       "write failed: Input/output error",
       "2> vblk: test:1:1: write failed: Input/output error",
+      "2> hint: 512 bytes at offset 1048576 are not inside the disk of 1048576 bytes",
       "2 MiB",
       "offset  type  field                       value",
       "0x00    le64  capacity                     4096",
