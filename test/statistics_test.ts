@@ -79,6 +79,25 @@ Deno.test("statistics count batches, notifications and exits exactly", async () 
   await machine.close();
 });
 
+Deno.test("no request pays for reading the configuration: the driver knows it from the start (VIRTIO 1.4 §3.2)", async () => {
+  const image = new RawImage(new MemoryStorage(1 << 20));
+  const machine = await Machine.start(image, {
+    ramBytes: 1 << 20,
+    device: { sizeMax: 4096, segMax: 8, secureErase: true },
+  });
+  machine.statistics.enable();
+  const { guest } = machine;
+  await guest.read(0, 4096);
+  await guest.write(0, new Uint8Array(4096));
+  await guest.discard(0, 4096);
+  await guest.writeZeroes(0, 4096);
+  await guest.secureErase(0, 4096);
+  assertEquals([guest.blockSize, guest.sizeMax, guest.segMax], [512, 4096, 8]);
+  // Kick, interrupt, InterruptStatus, InterruptACK.
+  assertEquals(machine.statistics.report().exitsPerRequest, 4);
+  await machine.close();
+});
+
 Deno.test("statistics tell a notification that was sent from one that nobody wanted", async () => {
   const { machine } = await start();
   const { guest, transport } = machine;

@@ -15,14 +15,11 @@ import {
   RANGE_F_UNMAP,
   RANGE_SIZE,
   SECTOR_SIZE,
-  VIRTIO_BLK_F_BLK_SIZE,
   VIRTIO_BLK_F_CONFIG_WCE,
   VIRTIO_BLK_F_DISCARD,
   VIRTIO_BLK_F_FLUSH,
   VIRTIO_BLK_F_RO,
   VIRTIO_BLK_F_SECURE_ERASE,
-  VIRTIO_BLK_F_SEG_MAX,
-  VIRTIO_BLK_F_SIZE_MAX,
   VIRTIO_BLK_F_WRITE_ZEROES,
   VIRTIO_BLK_S_OK,
   VIRTIO_BLK_S_UNSUPP,
@@ -74,7 +71,8 @@ export class Guest {
   readonly driver: BlockDriver;
   readonly #allocator: GuestAllocator;
   readonly #order = new WriteOrder();
-  #capacityBytes = 0;
+  /** The configuration as it was read last: at the start, and whenever the device said that it changed (§3.2). */
+  #config: Partial<Record<ConfigFieldName, number>> = {};
   #nextQueue = 0;
   #kickScheduled: boolean[] = [];
   #plugged = false;
@@ -99,7 +97,7 @@ export class Guest {
   static async boot(window: RegisterWindow, ram: MemoryRegion, options: BlockDriverOptions = {}): Promise<Guest> {
     const allocator = new GuestAllocator(ram);
     const guest = new Guest(new BlockDriver(window, allocator, options), allocator);
-    guest.driver.onConfigChange = () => guest.#readCapacity();
+    guest.driver.onConfigChange = () => guest.#readConfig();
     await guest.driver.start();
     guest.#started();
     return guest;
@@ -107,7 +105,7 @@ export class Guest {
 
   /** Size of the disk, in bytes. */
   get sizeBytes(): number {
-    return this.#capacityBytes;
+    return (this.#config.capacity ?? 0) * SECTOR_SIZE;
   }
 
   /** The negotiated features. */
@@ -122,7 +120,17 @@ export class Guest {
 
   /** Logical block size, in bytes. */
   get blockSize(): number {
-    return hasFeature(this.features, VIRTIO_BLK_F_BLK_SIZE) ? this.driver.readConfig("blk_size") : SECTOR_SIZE;
+    return this.#config.blk_size ?? SECTOR_SIZE;
+  }
+
+  /** Most data elements of one request; 1 when the device does not say (§5.2.4). */
+  get segMax(): number {
+    return this.#config.seg_max ?? 1;
+  }
+
+  /** Longest element of a request, in bytes; no limit when the device does not say. */
+  get sizeMax(): number {
+    return this.#config.size_max ?? Infinity;
   }
 
   /** Number of queues. */
@@ -317,21 +325,21 @@ export class Guest {
   }
 
   #started(): void {
-    this.#readCapacity();
+    this.#readConfig();
     this.#kickScheduled = this.driver.queues.map(() => false);
     this.#nextQueue = 0;
   }
 
-  #readCapacity(): void {
-    this.#capacityBytes = this.driver.readConfig("capacity") * SECTOR_SIZE;
+  #readConfig(): void {
+    this.#config = this.driver.readAllConfig();
   }
 
   #checkRange(offset: number, lengthBytes: number): void {
     const good = Number.isSafeInteger(offset) && Number.isSafeInteger(lengthBytes) && offset >= 0 && lengthBytes >= 0;
     // §5.2.6.1: a driver must not submit what would go beyond the capacity.
-    if (!good || offset + lengthBytes > this.#capacityBytes) {
+    if (!good || offset + lengthBytes > this.sizeBytes) {
       throw new GuestRangeError(
-        `${lengthBytes} bytes at offset ${offset} are not inside the disk of ${this.#capacityBytes} bytes`,
+        `${lengthBytes} bytes at offset ${offset} are not inside the disk of ${this.sizeBytes} bytes`,
       );
     }
   }
@@ -358,13 +366,11 @@ export class Guest {
   #transferLimit(segments: readonly number[] | undefined): number {
     // Who names the segments wants exactly one request.
     if (segments !== undefined) return Infinity;
-    const { features, driver } = this;
-    if (!hasFeature(features, VIRTIO_BLK_F_SIZE_MAX)) return MAX_TRANSFER_BYTES;
-    const sizeMax = driver.readConfig("size_max");
-    const offered = hasFeature(features, VIRTIO_BLK_F_SEG_MAX) ? driver.readConfig("seg_max") : 1;
+    const { sizeMax } = this;
+    if (sizeMax === Infinity) return MAX_TRANSFER_BYTES;
     // §2.7.5.3.1: no chain is longer than the queue, indirect or not; two elements are header and status.
-    const room = Math.min(...driver.queues.map((queue) => queue.size)) - 2;
-    const segMax = Math.max(1, Math.min(offered, room));
+    const room = Math.min(...this.driver.queues.map((queue) => queue.size)) - 2;
+    const segMax = Math.max(1, Math.min(this.segMax, room));
     const perRequest = Math.floor(Math.min(MAX_TRANSFER_BYTES, sizeMax * segMax) / SECTOR_SIZE) * SECTOR_SIZE;
     return Math.max(SECTOR_SIZE, perRequest);
   }
@@ -396,7 +402,7 @@ export class Guest {
   #segmentLengths(total: number, given: readonly number[] | undefined): readonly number[] {
     if (given !== undefined) return given.filter((length) => length > 0);
     if (total === 0) return [];
-    const sizeMax = hasFeature(this.features, VIRTIO_BLK_F_SIZE_MAX) ? this.driver.readConfig("size_max") : total;
+    const sizeMax = Math.min(total, this.sizeMax);
     const lengths: number[] = [];
     for (let left = total; left > 0; left -= sizeMax) lengths.push(Math.min(left, sizeMax));
     return lengths;
@@ -421,7 +427,7 @@ export class Guest {
       [VIRTIO_BLK_T_WRITE_ZEROES]: "max_write_zeroes_sectors",
       [VIRTIO_BLK_T_SECURE_ERASE]: "max_secure_erase_sectors",
     }[type] as ConfigFieldName;
-    const limit = this.driver.readConfig(field) * SECTOR_SIZE;
+    const limit = this.#config[field]! * SECTOR_SIZE;
     await this.#order.run(offset, offset + lengthBytes, false, async () => {
       for (let done = 0; done < lengthBytes; done += limit) {
         const sectors = Math.min(limit, lengthBytes - done) / SECTOR_SIZE;

@@ -46,7 +46,7 @@ export class SplitDriverQueue extends DriverQueue {
   readonly #desc: number;
   readonly #avail: number;
   readonly #used: number;
-  /** By descriptor: the next free one. With IN_ORDER descriptors are used in ring order instead. */
+  /** By descriptor: the one that is free after it. With IN_ORDER that is always the next of the table. */
   readonly #nextFree: Uint16Array;
   #firstFree = 0;
   /** Free-running: the available index as published plus what was added since. */
@@ -55,7 +55,7 @@ export class SplitDriverQueue extends DriverQueue {
   #usedIdx = 0;
   /** With IN_ORDER: heads by available position, to find what a batch of used buffers covers (§2.7.9). */
   readonly #heads: Uint16Array;
-  /** With IN_ORDER: buffers left in the batch that the last used entry stands for. */
+  /** With IN_ORDER: the used index behind the batch that the last used entry stands for, and that entry. */
   #batchEnd = 0;
   #batchId = 0;
   #batchLength = 0;

@@ -4,9 +4,8 @@
  * @module
  */
 
-import { SECTOR_SIZE, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX } from "../blk/blk_layout.ts";
-import { VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES } from "../blk/blk_layout.ts";
-import { type Guest, type TransferOptions } from "../guest/guest.ts";
+import { SECTOR_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES } from "../blk/blk_layout.ts";
+import type { Guest, TransferOptions } from "../guest/guest.ts";
 import { GuestIoError } from "../guest/guest_error.ts";
 import { hasFeature } from "../virtio/features.ts";
 
@@ -27,13 +26,11 @@ export interface ZeroOptions {
 export function vectorOptions(guest: Guest, offset: number, lengths: readonly number[]): TransferOptions {
   const segments = lengths.filter((length) => length > 0);
   const total = segments.reduce((sum, length) => sum + length, 0);
-  const limit = (feature: number, field: "seg_max" | "size_max", without: number) =>
-    hasFeature(guest.features, feature) ? guest.driver.readConfig(field) : without;
   const fits = segments.length > 1 && total <= MAX_VECTOR_BYTES &&
     offset % SECTOR_SIZE === 0 && total % SECTOR_SIZE === 0 &&
-    segments.length <= limit(VIRTIO_BLK_F_SEG_MAX, "seg_max", 1) &&
+    segments.length <= guest.segMax &&
     segments.length + 2 <= guest.driver.queues[0].size &&
-    Math.max(...segments) <= limit(VIRTIO_BLK_F_SIZE_MAX, "size_max", Infinity);
+    Math.max(...segments) <= guest.sizeMax;
   return fits ? { segments } : {};
 }
 
