@@ -46,7 +46,21 @@ export interface Qcow2Header {
   readonly sizeBytes: number;
   readonly l1Offset: number;
   readonly l1Entries: number;
+  readonly refcountTableOffset: number;
+  readonly refcountTableClusters: number;
   readonly refcountBits: number;
+  readonly snapshotsOffset: number;
+  readonly snapshotCount: number;
+  /** The feature fields as they are in the file; 0 in version 2. What they mean is in the fields below. */
+  readonly incompatible: bigint;
+  readonly compatible: bigint;
+  readonly autoclear: bigint;
+  /** Length of the header proper, in bytes; what is in it beyond the fields that are known must be kept. */
+  readonly headerBytes: number;
+  /** All extensions, known and unknown, in the order of the file; a copy. */
+  readonly extensions: readonly HeaderExtension[];
+  /** Where the backing file's name is; 0 without one. */
+  readonly backingNameOffset: number;
   readonly backingName: string | null;
   /** Name of the backing file's format; `null` when the image does not say. */
   readonly backingFormat: string | null;
@@ -148,7 +162,15 @@ function parseHeader(cluster: Uint8Array, fileBytes: number, path: string): Qcow
     sizeBytes: size - size % SECTOR_BYTES,
     l1Offset: u64(HEADER.l1TableOffset, "The L1 table's offset"),
     l1Entries,
+    refcountTableOffset: u64(HEADER.refcountTableOffset, "The refcount table's offset"),
+    refcountTableClusters: u32(HEADER.refcountTableClusters),
     refcountBits: 2 ** refcountOrder,
+    snapshotsOffset: u64(HEADER.snapshotsOffset, "The snapshot table's offset"),
+    snapshotCount: u32(HEADER.nbSnapshots),
+    ...features,
+    headerBytes: headerLength,
+    extensions: extensions.map(({ type, data }) => ({ type, data: data.slice() })),
+    backingNameOffset: backingOffset,
     backingName,
     backingFormat: textOf(extensions, EXTENSION.backingFormat, FORMAT_NAME_MAX_BYTES, "backing format's name", path),
     dirty: (features.incompatible & INCOMPATIBLE.dirty) !== 0n,
