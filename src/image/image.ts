@@ -71,6 +71,12 @@ export interface Image {
   details?(): Promise<ImageDetails>;
   /** Changes the size of the disk; new bytes read as zeros. */
   resize(sizeBytes: number): Completion;
-  /** Releases the image. Does not flush. */
-  close(): void;
+  /**
+   * Writes whole clusters, or up to the end of the disk, in compressed form. Only formats that have one.
+   *
+   * @throws BlockError when the range does not begin and end like that
+   */
+  writeCompressed?(offset: number, from: SegmentList): Completion;
+  /** Releases the image. Tables that were kept in memory are written; what was written to a plain file is not flushed. */
+  close(): Completion;
 }

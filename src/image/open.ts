@@ -4,17 +4,21 @@
  * @module
  */
 
-import { SegmentList } from "../memory/segment_list.ts";
-import { BlockError } from "../storage/block_error.ts";
+import type { BlkdebugStorage } from "../storage/blkdebug.ts";
 import { DenoFileStorage } from "../storage/deno_file.ts";
-import { MEMORY_STORAGE_MAX_BYTES, MemoryStorage } from "../storage/memory.ts";
+import { MemoryStorage } from "../storage/memory.ts";
 import { OverlayStorage } from "../storage/overlay.ts";
 import type { Storage } from "../storage/storage.ts";
+import type { BlockOptions, NodeOptions } from "./block_options.ts";
+import type { CommonOptions } from "./block_drivers.ts";
+import type { Trunk } from "./block_tree.ts";
 import type { Image } from "./image.ts";
+import { MEMORY_PREFIX, memoryStorage, protocolOf } from "./names.ts";
+import { checkReadable, probe } from "./probe.ts";
 import type { Layer } from "./qcow2/chain.ts";
 import type { Qcow2Image } from "./qcow2/qcow2_image.ts";
+import type { Qcow2Choices } from "./qcow2_choices.ts";
 import { RawImage } from "./raw/raw_image.ts";
-import { parseSize } from "./size.ts";
 
 /** How to open an image. */
 export interface OpenOptions {
@@ -26,43 +30,106 @@ export interface OpenOptions {
   snapshot?: boolean;
   /** Take no lock. Default: false. */
   share?: boolean;
+  /** Never wait for the disk: for a file that is worthless unless it is finished. Default: false. */
+  noFlush?: boolean;
   /** Most memory for the tables of a qcow2 image and of what is behind it, in bytes. Default: 32 MiB. */
   l2CacheBytes?: number;
 }
 
-/** Formats by what their first bytes look like: offset, bytes. */
-const MAGICS: readonly (readonly [format: string, offset: number, magic: string])[] = [
-  ["qcow", 0, "QFI\xfb\0\0\0\x01"],
-  ["qcow2", 0, "QFI\xfb"],
-  ["qed", 0, "QED\0"],
-  ["vmdk", 0, "KDMV"],
-  ["vmdk", 0, "COWD"],
-  ["vmdk", 0, "# Disk DescriptorFile"],
-  ["vdi", 64, "\x7f\x10\xda\xbe"],
-  ["vhdx", 0, "vhdxfile"],
-  ["vpc", 0, "conectix"],
-  ["parallels", 0, "WithoutFreeSpace"],
-  ["parallels", 0, "WithouFreSpacExt"],
-  ["luks", 0, "LUKS\xba\xbe"],
-  ["bochs", 0, "Bochs Virtual HD Image"],
-];
-
-const PROBE_BYTES = 128;
-
-/** Formats that are read. */
-const READABLE = ["raw", "qcow2"];
-
 /**
- * Opens an image: a path, or `mem:SIZE` for a disk in memory that starts as zeros.
+ * Opens an image: a path, or `mem:SIZE` for a disk in memory that starts as zeros. The other names of QEMU's that make
+ * sense here are taken too: `json:{...}`, `blkdebug:CONFIG:FILE`, `null-co://`, `file:PATH`.
  *
  * A qcow2 image is opened with the files that it names, each for reading only. Those are paths and nothing else,
  * relative to the image's folder, in the formats that the image records. Where it records none the file is probed, as
  * in QEMU; but what was found by probing may lead to no further file, since a guest may have written that name.
  *
+ * A raw image whose format was found by probing takes no write that would make it look like another one.
+ *
  * @throws BlockError
  */
 export async function openImage(name: string, options: OpenOptions = {}): Promise<Image> {
-  const image = await openLayer(name, options, []);
+  const isMemory = name.startsWith(MEMORY_PREFIX);
+  // What is said in other ways is taken apart by code that most have no use for.
+  if (!isMemory && protocolOf(name) !== null) return await openBlock(name, new Map(), options);
+  const { format } = options;
+  if (format !== undefined && format !== "raw" && format !== "qcow2") {
+    const { driverNamed } = await import("./block_drivers.ts");
+    if (driverNamed(format) !== null) return await openBlock(name, new Map(), options);
+    checkReadable(name, format, "asked for");
+  }
+  const storage = isMemory ? memoryStorage(name, options.readOnly) : undefined;
+  if (storage === undefined) return shareCaches(await openPath(name, options, []));
+  return await openTop({ storage, format, node: undefined }, name, options);
+}
+
+/**
+ * Opens an image by block options in QEMU's text form: `driver=qcow2,file.filename=disk.qcow2`.
+ *
+ * @throws BlockError
+ */
+export async function openImageOptions(text: string, options: OpenOptions = {}): Promise<Image> {
+  const { parseOptionText } = await import("./block_options.ts");
+  return await openBlock(null, parseOptionText(text), options, text);
+}
+
+/**
+ * Opens an image by a name, which may be left out, and block options.
+ *
+ * @param label what the image is called in messages
+ * @throws BlockError
+ */
+export async function openBlock(
+  name: string | null,
+  block: BlockOptions,
+  options: OpenOptions,
+  label: string = name ?? "",
+): Promise<Image> {
+  const { describe, openTrunk } = await import("./block_tree.ts");
+  const described = describe(name, block, label);
+  const { common } = described;
+  const settled = {
+    ...options,
+    readOnly: (options.readOnly ?? false) || (common.readOnly ?? false),
+    share: (options.share ?? false) || (common.share ?? false),
+  };
+  const trunk = openTrunk(described, options.format, overlaidBy(settled));
+  const image = shareCaches(await openTop(trunk, label, settled));
+  if ("setBreakpoint" in trunk.storage) debuggers.set(image, trunk.storage as BlkdebugStorage);
+  return await withPolicy(image, common);
+}
+
+const debuggers = new WeakMap<Image, BlkdebugStorage>();
+
+/** The blkdebug that an image is read through, if there is one. */
+export function blkdebugOf(image: Image): BlkdebugStorage | undefined {
+  return debuggers.get(image);
+}
+
+/** What to say to the user of an image that was found to be raw and may be written: QEMU's lines. */
+export function probeWarning(image: Image): readonly string[] {
+  if (!(image as Partial<RawImage>).probed || image.readOnly) return [];
+  return [
+    `WARNING: Image format was not specified for '${image.name}' and probing guessed raw.`,
+    "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be " +
+    "restricted.",
+    "         Specify the 'raw' format explicitly to remove the restrictions.",
+  ];
+}
+
+async function withPolicy(image: Image, { noFlush, discard, detectZeroes }: CommonOptions): Promise<Image> {
+  const policy = {
+    ignoreFlush: noFlush ?? false,
+    ignoreDiscard: discard === false,
+    detectZeroes: detectZeroes === "off" ? undefined : detectZeroes,
+  };
+  if (!policy.ignoreFlush && !policy.ignoreDiscard && policy.detectZeroes === undefined) return image;
+  const { PolicyImage } = await import("./policy.ts");
+  return new PolicyImage(image, policy);
+}
+
+/** Lets the images of a chain share the memory for tables. */
+function shareCaches(image: Image): Image {
   const length = chainLength(image);
   if (length > 1) (image as Qcow2Image).shareCache(length);
   return image;
@@ -73,81 +140,148 @@ function chainLength(image: Image): number {
   return backing === null ? 1 : 1 + chainLength(backing);
 }
 
-/** Opens an image behind those of `above`; the user named the first of all. */
-async function openLayer(name: string, options: OpenOptions, above: readonly Layer[]): Promise<Image> {
-  const { format } = options;
-  if (format !== undefined && !READABLE.includes(format)) throw refusedFormat(name, format, "asked for");
-  const storage = openStorage(name, options);
+type Overlaid = (open: (files: { readOnly: boolean; share: boolean }) => Storage) => Storage;
+
+/** Opens storages as the options say: for a snapshot for reading only, below one that takes the writes. */
+function overlaidBy({ readOnly = false, share = false, snapshot = false }: OpenOptions): Overlaid {
+  return (open) => snapshot ? new OverlayStorage(open({ readOnly: true, share }), readOnly) : open({ readOnly, share });
+}
+
+/**
+ * Opens a path, whatever it looks like, with what the user said of it, behind the images of `above`.
+ *
+ * @param node options of an image that is named elsewhere
+ */
+async function openPath(
+  path: string,
+  options: OpenOptions,
+  above: readonly Layer[],
+  node?: NodeOptions,
+): Promise<Image> {
+  const storage = overlaidBy(options)((files) => DenoFileStorage.open(path, files));
+  return await openTop({ storage, format: options.format, node }, path, options, above);
+}
+
+/**
+ * Makes an image of a storage that is open, behind those of `above`; takes it over, even when it fails.
+ *
+ * @param label what the image is called in messages
+ * @param isNamed whether the user named it, so that no guest chose what it is
+ */
+async function openTop(
+  trunk: Trunk,
+  label: string,
+  options: OpenOptions,
+  above: readonly Layer[] = [],
+  isNamed = above.length === 0,
+): Promise<Image> {
+  const { storage, format, node } = trunk;
   try {
     const found = format ?? await probe(storage);
-    if (!READABLE.includes(found)) throw refusedFormat(name, found, "found");
-    if (found === "raw") return new RawImage(storage);
-    // Only those who have such an image wait for the code that reads it.
-    const [{ Qcow2Image, WRITE_REASON }, { backingOpener, dataFileOpener }] = await Promise.all([
-      import("./qcow2/qcow2_image.ts"),
-      import("./qcow2/chain.ts"),
-    ]);
-    if (!options.readOnly || options.snapshot) {
-      throw new BlockError({
-        kind: "unsupported",
-        path: name,
-        operation: "open",
-        reason: WRITE_REASON,
-        hint: "give -r to read only, or convert it with 'qemu-img convert -O raw'",
-      });
-    }
-    const identity = storage instanceof DenoFileStorage ? storage.identity : null;
-    const layers = [...above, { path: name, identity, recorded: format !== undefined || above.length === 0 }];
-    const { share, l2CacheBytes } = options;
-    return await Qcow2Image.open(storage, {
-      l2CacheBytes,
-      openBacking: backingOpener(
-        layers,
-        (path, format) => openLayer(path, { format, readOnly: true, share, l2CacheBytes }, layers),
-      ),
-      openDataFile: dataFileOpener(layers, (path) => DenoFileStorage.open(path, { readOnly: true, share })),
-    });
+    checkReadable(label, found, format === undefined ? "found" : "asked for");
+    const settled = node === undefined ? undefined : (await import("./block_tree.ts")).settle(trunk, found);
+    if (found === "qcow2") return await openQcow2(trunk, options, settled?.choices, above, isNamed);
+    // In memory nobody will ever guess again.
+    const probed = format === undefined && !options.snapshot && !(storage instanceof MemoryStorage);
+    return new RawImage(settled?.storage ?? storage, { ...settled?.raw, probed });
   } catch (error) {
     storage.close();
     throw error;
   }
 }
 
-function openStorage(name: string, options: OpenOptions): Storage {
-  if (name.startsWith("mem:")) {
-    const size = parseSize(name.slice(4));
-    if (typeof size !== "number" || size > MEMORY_STORAGE_MAX_BYTES) {
-      throw new BlockError({
-        kind: "invalid",
-        path: name,
-        operation: "open",
-        reason: size === "not-a-number" ? "The size is not a number" : "The size is too large: it must be below 16 TiB",
-        hint: "write it as in mem:64M",
-      });
-    }
-    return new MemoryStorage(size, { name, readOnly: options.readOnly });
-  }
-  if (!options.snapshot) return DenoFileStorage.open(name, options);
-  return new OverlayStorage(DenoFileStorage.open(name, { ...options, readOnly: true }), options.readOnly);
-}
-
-/** The format that the first bytes belong to; `"raw"` when to none that is known. */
-async function probe(storage: Storage): Promise<string> {
-  const bytes = new Uint8Array(Math.min(PROBE_BYTES, storage.sizeBytes));
-  await storage.read(0, SegmentList.over(bytes));
-  const text = String.fromCharCode(...bytes);
-  return MAGICS.find(([, offset, magic]) => text.startsWith(magic, offset))?.[0] ?? "raw";
-}
-
-function refusedFormat(path: string, format: string, how: "asked for" | "found"): BlockError {
-  const known = MAGICS.some(([name]) => name === format);
-  return new BlockError({
-    kind: "unsupported",
-    path,
-    operation: "open",
-    reason: known ? `The image's format is ${format}, which vblk does not read` : `Unknown driver '${format}'`,
-    hint: how === "found"
-      ? `convert it with 'qemu-img convert -O raw', or give -f raw to see its bytes as they are`
-      : "vblk reads raw and qcow2 images: give -f raw, or convert it with 'qemu-img convert -O raw'",
+async function openQcow2(
+  { storage, format, node }: Trunk,
+  options: OpenOptions,
+  choices: Qcow2Choices | undefined,
+  above: readonly Layer[],
+  isNamed: boolean,
+): Promise<Image> {
+  // Only those who have such an image wait for the code that reads it.
+  const [{ Qcow2Image }, chain] = await Promise.all([
+    import("./qcow2/qcow2_image.ts"),
+    import("./qcow2/chain.ts"),
+  ]);
+  const path = storage.name;
+  const { readOnly = false, share } = options;
+  const { identity = null } = storage as { identity?: string | null };
+  const layers = [...above, { path, identity, recorded: format !== undefined || isNamed }];
+  const l2CacheBytes = choices?.l2CacheBytes ?? options.l2CacheBytes;
+  const below = { readOnly: true, share, l2CacheBytes };
+  const overlaid = overlaidBy(options);
+  const named = node === undefined ? null : await namedFiles(node, layers, below, overlaid);
+  const image = await Qcow2Image.open(storage, {
+    readOnly,
+    noFlush: options.noFlush,
+    l2CacheBytes,
+    discards: choices?.passDiscardRequest,
+    openBacking: named?.openBacking ??
+      chain.backingOpener(layers, (path, format) => openPath(path, { ...below, format }, layers)),
+    openDataFile: named?.openDataFile ??
+      chain.dataFileOpener(layers, (path) => overlaid((files) => DenoFileStorage.open(path, files))),
   });
+  if (named !== null) await checkUsed(named, image);
+  return image;
+}
+
+/** The files that the user chose in place of those that the image names. */
+interface NamedFiles {
+  openBacking?: (name: string, format: string | null) => Promise<Image>;
+  openDataFile?: () => Storage;
+  readonly node: NodeOptions;
+  readonly wantsBacking: boolean;
+  usedDataFile: boolean;
+}
+
+async function namedFiles(
+  node: NodeOptions,
+  layers: readonly Layer[],
+  below: OpenOptions,
+  overlaid: Overlaid,
+): Promise<NamedFiles> {
+  const [tree, chain] = await Promise.all([import("./block_tree.ts"), import("./qcow2/chain.ts")]);
+  const backing = tree.backingChoice(node);
+  const dataFile = tree.dataFileOpener(node, overlaid);
+  const named: NamedFiles = { node, wantsBacking: backing?.which === "other", usedDataFile: dataFile === null };
+  if (dataFile !== null) {
+    named.openDataFile = () => {
+      named.usedDataFile = true;
+      return dataFile();
+    };
+  }
+  if (backing?.which === "none") named.openBacking = () => Promise.resolve(new RawImage(new MemoryStorage(0)));
+  if (backing?.which === "other") {
+    named.openBacking = async () => {
+      try {
+        const trunk = tree.openTrunk({ node: backing.node, name: null }, undefined, overlaidBy(below));
+        return await openTop(trunk, node.path, below, layers, true);
+      } catch (error) {
+        throw tree.inChild(node, "backing file", error);
+      }
+    };
+  }
+  if (backing?.which === "recorded") {
+    const driver = backing.node.text("driver");
+    named.openBacking = chain.backingOpener(layers, async (path, format) => {
+      const options = { ...below, format: driver ?? format };
+      try {
+        return await openPath(path, options, layers, backing.node);
+      } catch (error) {
+        throw tree.inChild(node, "backing file", error);
+      }
+    });
+  }
+  return named;
+}
+
+/** Refuses what was said of files that the image has not. */
+async function checkUsed({ node, wantsBacking, usedDataFile }: NamedFiles, image: Qcow2Image): Promise<void> {
+  const reason = !usedDataFile
+    ? "'data-file' can only be set for images with an external data file"
+    : wantsBacking && image.backing === null
+    ? "'backing' can only be set for images that have a backing file"
+    : null;
+  if (reason === null) return;
+  await image.close();
+  throw node.error(reason);
 }

@@ -1,5 +1,6 @@
 /**
- * An image that leaves out some of what it is asked to do: QEMU's `cache=unsafe` and `discard=ignore`, for any format.
+ * An image that leaves out some of what it is asked to do, or does it in another way: QEMU's `cache=unsafe`,
+ * `discard=ignore` and `detect-zeroes`, for any format.
  *
  * @module
  */
@@ -13,6 +14,8 @@ export interface ImagePolicy {
   readonly ignoreFlush?: boolean;
   /** Discards change nothing, and zeros are written without giving space back. */
   readonly ignoreDiscard?: boolean;
+  /** Writes of nothing but zeros become zeroing; with `unmap` their space may be given back. */
+  readonly detectZeroes?: "on" | "unmap";
 }
 
 /** Passes on to `inner` what the policy does not leave out. */
@@ -33,6 +36,11 @@ export class PolicyImage implements Image {
     return this.#inner.format;
   }
 
+  /** Whether the format was guessed, so that some writes are refused. */
+  get probed(): boolean {
+    return (this.#inner as { probed?: boolean }).probed ?? false;
+  }
+
   get readOnly(): boolean {
     return this.#inner.readOnly;
   }
@@ -50,7 +58,14 @@ export class PolicyImage implements Image {
   }
 
   write(offset: number, from: SegmentList): Completion {
-    return this.#inner.write(offset, from);
+    const { detectZeroes } = this.#policy;
+    if (detectZeroes === undefined || !isZero(from)) return this.#inner.write(offset, from);
+    return this.writeZeroes(offset, from.byteLength, detectZeroes === "unmap");
+  }
+
+  /** The inner image's, which may have none. */
+  get writeCompressed(): Image["writeCompressed"] {
+    return this.#inner.writeCompressed?.bind(this.#inner);
   }
 
   flush(): Completion {
@@ -78,7 +93,17 @@ export class PolicyImage implements Image {
     return this.#inner.resize(sizeBytes);
   }
 
-  close(): void {
-    this.#inner.close();
+  close(): Completion {
+    return this.#inner.close();
   }
+}
+
+function isZero(list: SegmentList): boolean {
+  for (let i = 0; i < list.count; i++) {
+    const view = list.viewOf(i);
+    for (let at = 0; at < view.byteLength; at++) {
+      if (view[at] !== 0) return false;
+    }
+  }
+  return true;
 }

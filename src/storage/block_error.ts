@@ -20,7 +20,7 @@ export type BlockErrorKind =
   | "io";
 
 /** What was being done. */
-export type BlockOperation = "open" | "read" | "write" | "flush" | "discard" | "zero" | "resize" | "probe";
+export type BlockOperation = "open" | "read" | "write" | "flush" | "discard" | "zero" | "resize" | "probe" | "create";
 
 /** The facts of a failure. */
 export interface BlockErrorFacts {
@@ -75,8 +75,8 @@ export class BlockError extends Error {
   /** Makes the message of the facts. */
   constructor(facts: BlockErrorFacts) {
     const reason = facts.reason ?? REASONS[facts.kind];
-    const what = facts.operation === "open"
-      ? `Could not open '${facts.path}'`
+    const what = facts.operation === "open" || facts.operation === "create"
+      ? `Could not ${facts.operation} '${facts.path}'`
       : `${facts.operation} of '${facts.path}'`;
     const where = facts.offset === undefined ? "" : ` at offset ${facts.offset}`;
     super(`${what}${where}: ${reason}`, facts.cause === undefined ? undefined : { cause: facts.cause });
@@ -95,6 +95,17 @@ export class BlockError extends Error {
     const special = REASON_BY_CODE[(cause as { code?: string } | undefined)?.code ?? ""];
     const reason = kind === "io" && cause instanceof Error ? `Input/output error (${cause.message})` : special;
     return new BlockError({ ...facts, kind, reason: facts.reason ?? reason, cause });
+  }
+}
+
+/**
+ * What the user said about an image makes no sense: a driver or an option that does not exist, or a value that it can't
+ * have. The reason is a whole sentence, which QEMU prints without the name of the file.
+ */
+export class BlockOptionError extends BlockError {
+  /** Takes the name of what was to be opened, and what is wrong. */
+  constructor(path: string, reason: string, hint?: string) {
+    super({ kind: "unsupported", path, operation: "open", reason, hint });
   }
 }
 

@@ -1,15 +1,17 @@
 /**
- * Bytes in a file or block device, through Deno's portable file API: no FFI, no permission but read and write.
+ * Bytes in a file or block device, through Deno's portable file API: no permission is needed but read and write.
  *
  * All data operations are synchronous. Deno's asynchronous file operations share one file position and take turns
  * on one lock, so they could not overlap anyway, and each would cost a thread switch.
  *
- * The API has no fallocate: a hole cannot be punched. To keep sparse files sparse, zeros are written only
- * where the file does not read as zeros already.
+ * The API has no fallocate. Where the right to call foreign functions was given, holes are punched all the same (see
+ * host/fallocate.ts). Otherwise, to keep sparse files sparse, zeros are written only where the file does not read as
+ * zeros already.
  *
  * @module
  */
 
+import { canPunchHoles, type HoleMode, HolePuncher } from "../host/fallocate.ts";
 import { SegmentList } from "../memory/segment_list.ts";
 import { BlockError, type BlockOperation } from "./block_error.ts";
 import type { Completion, Storage } from "./storage.ts";
@@ -20,6 +22,8 @@ export interface DenoFileOptions {
   readOnly?: boolean;
   /** Take no lock (`-U` in qemu-io). Default: false. */
   share?: boolean;
+  /** Call no foreign function, whatever the permissions. Default: false. */
+  portable?: boolean;
 }
 
 const ZERO_CHUNK_BYTES = 1 << 20;
@@ -34,8 +38,6 @@ export class DenoFileStorage implements Storage {
   readonly name: string;
   /** Whether it was opened for reading only. */
   readonly readOnly: boolean;
-  /** The API cannot punch holes. */
-  readonly canUnmap = false;
   /** The same for all names of one file, if the operating system says: device and inode. */
   readonly identity: string | null;
   readonly #file: Deno.FsFile;
@@ -44,6 +46,10 @@ export class DenoFileStorage implements Storage {
   /** Where the file's position is, so that sequential access need not seek; -1 when unknown. */
   #position = -1;
   #closed = false;
+  /** Opened with the first hole; `null` when that can't be done. */
+  #puncher: HolePuncher | null | undefined;
+  /** What the file system can't do. */
+  readonly #unable = new Set<HoleMode>();
 
   private constructor(name: string, file: Deno.FsFile, readOnly: boolean, fixedSize: boolean, identity: string | null) {
     this.identity = identity;
@@ -73,11 +79,44 @@ export class DenoFileStorage implements Storage {
       checkIsDisk(stat, path);
       if (!options.share) lock(file, path, readOnly);
       const identity = stat.ino === null ? null : `${stat.dev}:${stat.ino}`;
-      return new DenoFileStorage(path, file, readOnly, stat.isBlockDevice === true, identity);
+      const storage = new DenoFileStorage(path, file, readOnly, stat.isBlockDevice === true, identity);
+      if (options.portable) storage.#puncher = null;
+      return storage;
     } catch (error) {
       file?.close();
       throw BlockError.from(error, { path, operation: "open", hint: openHint(error, path, readOnly) });
     }
+  }
+
+  /**
+   * Opens a file for writing that may not exist yet, and takes the lock: what is in it is left as it is, so that nobody
+   * loses an image to a mistake.
+   *
+   * @returns the storage, and whether the file is new
+   * @throws BlockError
+   */
+  static create(path: string): { storage: DenoFileStorage; isNew: boolean } {
+    let isNew = true;
+    try {
+      Deno.openSync(path, { write: true, createNew: true }).close();
+    } catch (error) {
+      isNew = false;
+      if (!(error instanceof Deno.errors.AlreadyExists)) {
+        throw BlockError.from(error, { path, operation: "create", hint: openHint(error, path, false) });
+      }
+    }
+    try {
+      return { storage: DenoFileStorage.open(path), isNew };
+    } catch (error) {
+      if (!(error instanceof BlockError) || error.kind === "locked") throw error;
+      const { kind, reason, hint } = error;
+      throw new BlockError({ kind, path, operation: "create", reason, hint, cause: error });
+    }
+  }
+
+  /** Whether holes can be punched, unless the file system has none. */
+  get canUnmap(): boolean {
+    return !this.readOnly && this.#puncher !== null && !this.#unable.has("punch") && canPunchHoles();
   }
 
   get sizeBytes(): number {
@@ -86,6 +125,12 @@ export class DenoFileStorage implements Storage {
       this.#position = -1;
       return this.#file.seekSync(0, Deno.SeekMode.End);
     });
+  }
+
+  /** How much of the disk the file takes, in bytes; `null` where the operating system does not say. */
+  get allocatedBytes(): number | null {
+    const { blocks } = this.#attempt("probe", undefined, () => this.#file.statSync());
+    return blocks === null ? null : blocks * 512;
   }
 
   read(offset: number, into: SegmentList): Completion {
@@ -122,15 +167,21 @@ export class DenoFileStorage implements Storage {
     this.#attempt("flush", undefined, () => this.#file.syncDataSync());
   }
 
-  zero(offset: number, lengthBytes: number): Completion {
-    this.#attempt("zero", offset, () => this.#writeZeros(offset, lengthBytes));
+  zero(offset: number, lengthBytes: number, mayUnmap: boolean): Completion {
+    this.#attempt("zero", offset, () => {
+      if (!mayUnmap && this.#fallocate("zero", offset, lengthBytes)) return;
+      const size = this.sizeBytes;
+      const stored = Math.min(offset + lengthBytes, size) - offset;
+      if (!mayUnmap || !this.#fallocate("punch", offset, stored)) return this.#writeZeros(offset, lengthBytes);
+      if (lengthBytes > stored && offset + lengthBytes > size) this.#extend(offset + lengthBytes);
+    });
   }
 
-  /** Writes zeros where there are none: with no way to free the space, that is what a reader expects to find. */
+  /** Gives the space back; where that can't be done it writes zeros, which a reader expects to find. */
   discard(offset: number, lengthBytes: number): Completion {
     this.#attempt("discard", offset, () => {
       const end = Math.min(offset + lengthBytes, this.sizeBytes);
-      if (offset < end) this.#writeZeros(offset, end - offset);
+      if (offset < end && !this.#fallocate("punch", offset, end - offset)) this.#writeZeros(offset, end - offset);
     });
   }
 
@@ -152,6 +203,7 @@ export class DenoFileStorage implements Storage {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.#puncher?.close();
     this.#file.close();
   }
 
@@ -171,10 +223,23 @@ export class DenoFileStorage implements Storage {
       }
       at += take;
     }
-    if (end > size && !this.#fixedSize) {
-      this.#position = -1;
-      this.#file.truncateSync(end);
-    }
+    if (end > size) this.#extend(end);
+  }
+
+  #extend(end: number): void {
+    if (this.#fixedSize) return;
+    this.#position = -1;
+    this.#file.truncateSync(end);
+  }
+
+  /** Whether a range could be made zeros without writing to it. */
+  #fallocate(mode: HoleMode, offset: number, lengthBytes: number): boolean {
+    if (lengthBytes <= 0) return mode === "punch";
+    if (this.#unable.has(mode) || !canPunchHoles()) return false;
+    if (this.#puncher === undefined) this.#puncher = HolePuncher.open(this.name, this.#file.statSync());
+    const outcome = this.#puncher?.apply(mode, offset, lengthBytes) ?? "never";
+    if (outcome === "never") this.#unable.add(mode);
+    return outcome === "done";
   }
 
   #seek(offset: number): void {

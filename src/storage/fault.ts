@@ -25,10 +25,15 @@ export interface StorageOperation {
  */
 export type FaultHook = (operation: StorageOperation) => Completion;
 
+/** Looks at an event that the image raises (see {@link Storage}). What it throws, the image meets as a failure. */
+export type EventHook = (name: string) => Completion;
+
 /** Passes everything on to `inner`, after asking `hook`. */
 export class FaultStorage implements Storage {
   /** Asked before each operation; may be replaced at any time. */
   hook: FaultHook;
+  /** Told each event of the image; may be replaced at any time. */
+  eventHook: EventHook = () => {};
   readonly #inner: Storage;
   #index = 0;
 
@@ -49,6 +54,11 @@ export class FaultStorage implements Storage {
 
   get canUnmap(): boolean {
     return this.#inner.canUnmap;
+  }
+
+  /** The same for all names of one file, as the inner storage has it. */
+  get identity(): string | null {
+    return (this.#inner as { identity?: string | null }).identity ?? null;
   }
 
   get sizeBytes(): number {
@@ -77,6 +87,11 @@ export class FaultStorage implements Storage {
 
   truncate(sizeBytes: number): Completion {
     return this.#pass("truncate", 0, sizeBytes, () => this.#inner.truncate(sizeBytes));
+  }
+
+  /** Tells `eventHook`. An event is for the nearest storage that listens, as in QEMU: the inner one does not hear of it. */
+  event(name: string): Completion {
+    return this.eventHook(name);
   }
 
   close(): void {

@@ -44,6 +44,12 @@ export interface Storage {
   discard(offset: number, lengthBytes: number): Completion;
   /** Changes the size; new bytes read as zeros. */
   truncate(sizeBytes: number): Completion;
+  /**
+   * Hears what an image is about to do, by the names that QEMU's blkdebug has for it (`read_aio`, `l2_update`). A
+   * storage with this method can hold the image there, or make what follows fail. An image asks for the method once,
+   * when it is opened, and calls it only if it is there.
+   */
+  event?(name: string): Completion;
   /** Releases the storage. Nothing may be called afterwards. */
   close(): void;
 }

@@ -22,6 +22,7 @@ import {
   FORMAT_NAME_MAX_BYTES,
   HEADER,
   INCOMPATIBLE,
+  KNOWN_HEADER_BYTES,
   L1_MAX_BYTES,
   QCOW2_MAGIC,
   REFCOUNT_TABLE_MAX_BYTES,
@@ -57,6 +58,8 @@ export interface Qcow2Header {
   readonly autoclear: bigint;
   /** Length of the header proper, in bytes; what is in it beyond the fields that are known must be kept. */
   readonly headerBytes: number;
+  /** The part of the header proper behind the fields that are known: a copy, mostly empty. */
+  readonly unknownFields: Uint8Array;
   /** All extensions, known and unknown, in the order of the file; a copy. */
   readonly extensions: readonly HeaderExtension[];
   /** Where the backing file's name is; 0 without one. */
@@ -84,9 +87,10 @@ const FIRST_READ_BYTES = 65536;
 /**
  * Reads and checks the header of an image.
  *
+ * @param options `forCheck` takes one whose refcount table or snapshot table can't be used: a check says more of them
  * @throws BlockError of kind `corrupt`, `unsupported`, or what the storage failed with
  */
-export async function readHeader(storage: Storage): Promise<Qcow2Header> {
+export async function readHeader(storage: Storage, options: { forCheck?: boolean } = {}): Promise<Qcow2Header> {
   const path = storage.name;
   const fileBytes = storage.sizeBytes;
   let cluster = new Uint8Array(FIRST_READ_BYTES);
@@ -103,7 +107,7 @@ export async function readHeader(storage: Storage): Promise<Qcow2Header> {
     cluster = new Uint8Array(2 ** clusterBits);
     await readInto(storage, cluster, 0, fileBytes);
   }
-  return parseHeader(cluster.subarray(0, 2 ** clusterBits), fileBytes, path);
+  return parseHeader(cluster.subarray(0, 2 ** clusterBits), fileBytes, path, options.forCheck ?? false);
 }
 
 /** Reads what the file has of a range; the rest stays as it is. */
@@ -112,7 +116,7 @@ async function readInto(storage: Storage, target: Uint8Array, offset: number, fi
   if (stored > 0) await storage.read(offset, SegmentList.over(target.subarray(0, stored)));
 }
 
-function parseHeader(cluster: Uint8Array, fileBytes: number, path: string): Qcow2Header {
+function parseHeader(cluster: Uint8Array, fileBytes: number, path: string, forCheck: boolean): Qcow2Header {
   const view = new DataView(cluster.buffer, cluster.byteOffset, cluster.byteLength);
   const u32 = (at: number) => view.getUint32(at);
   const u64 = (at: number, what: string) => checkedU64(view, at, what, path);
@@ -139,7 +143,7 @@ function parseHeader(cluster: Uint8Array, fileBytes: number, path: string): Qcow
     throw corrupt(path, "open", "Reference count entry width too large; may not exceed 64 bits");
   }
   refuseEncryption(u32(HEADER.cryptMethod), path);
-  checkTables(view, clusterBits, fileBytes, path);
+  checkTables(view, clusterBits, fileBytes, path, forCheck);
 
   const size = u64(HEADER.size, "The size of the disk");
   const l1Entries = u32(HEADER.l1Size);
@@ -169,6 +173,7 @@ function parseHeader(cluster: Uint8Array, fileBytes: number, path: string): Qcow
     snapshotCount: u32(HEADER.nbSnapshots),
     ...features,
     headerBytes: headerLength,
+    unknownFields: cluster.slice(Math.min(KNOWN_HEADER_BYTES, headerLength), headerLength),
     extensions: extensions.map(({ type, data }) => ({ type, data: data.slice() })),
     backingNameOffset: backingOffset,
     backingName,
@@ -238,22 +243,33 @@ function refuseEncryption(method: number, path: string): void {
   );
 }
 
-function checkTables(view: DataView, clusterBits: number, fileBytes: number, path: string): void {
+function checkTables(
+  view: DataView,
+  clusterBits: number,
+  fileBytes: number,
+  path: string,
+  forCheck: boolean,
+): void {
   const clusterBytes = 2 ** clusterBits;
   const check = (name: string, at: number, lengthBytes: number, most: number, wholeInFile: boolean) => {
     if (lengthBytes > most) throw corrupt(path, "open", `${name} too large`);
     const offset = checkedU64(view, at, `The offset of the ${name}`, path);
     const end = offset + (wholeInFile ? lengthBytes : Math.min(lengthBytes, 1));
     if (offset % clusterBytes !== 0) throw corrupt(path, "open", `${name} offset invalid`, at);
-    if (lengthBytes > 0 && end > fileBytes) throw corrupt(path, "open", `${name} lies outside the file`, at);
+    const mustBeInFile = wholeInFile || !forCheck;
+    if (lengthBytes > 0 && end > fileBytes && mustBeInFile) {
+      throw corrupt(path, "open", `${name} lies outside the file`, at);
+    }
   };
   const refcountClusters = view.getUint32(HEADER.refcountTableClusters);
-  if (refcountClusters === 0) throw corrupt(path, "open", "Image does not contain a reference count table");
+  if (refcountClusters === 0 && !forCheck) {
+    throw corrupt(path, "open", "Image does not contain a reference count table");
+  }
   // What is not read for reading a disk need only begin in the file: a program may have cut it where zeros begin.
   const refcountBytes = refcountClusters * clusterBytes;
   check("Reference count table", HEADER.refcountTableOffset, refcountBytes, REFCOUNT_TABLE_MAX_BYTES, false);
   const snapshotBytes = view.getUint32(HEADER.nbSnapshots) * 40;
-  check("Snapshot table", HEADER.snapshotsOffset, snapshotBytes, SNAPSHOTS_MAX * 40, false);
+  if (!forCheck) check("Snapshot table", HEADER.snapshotsOffset, snapshotBytes, SNAPSHOTS_MAX * 40, false);
   check("Active L1 table", HEADER.l1TableOffset, view.getUint32(HEADER.l1Size) * 8, L1_MAX_BYTES, true);
 }
 

@@ -48,6 +48,12 @@ export class L2EntryReader {
   hostOffset = 0;
   /** Length of compressed data, at most. */
   compressedBytes = 0;
+  /** 512-byte sectors that the compressed data touch, whether the file has them or not. */
+  compressedSectors = 0;
+  /** Whether nobody else refers to the cluster, so that it may be written in place. */
+  copied = false;
+  /** Whether the cluster has a place in the file, even if it reads as zeros. */
+  placed = false;
   /** Extended L2: which subclusters are allocated, and which read as zeros. */
   allocatedBits = 0;
   zeroBits = 0;
@@ -57,7 +63,7 @@ export class L2EntryReader {
   readonly #extended: boolean;
   readonly #externalData: boolean;
   readonly #zeroFlag: boolean;
-  readonly #fileBytes: number;
+  #fileBytes: number;
   /** In the high half of a compressed entry: bits of the offset, and the shift to the number of sectors. */
   readonly #compressedShift: number;
   readonly #compressedOffsetMask: number;
@@ -73,6 +79,11 @@ export class L2EntryReader {
     // x = 62 - (cluster_bits - 8), between 49 and 61; so the sectors are bits of the high half alone.
     this.#compressedShift = 62 - (header.clusterBits - 8) - 32;
     this.#compressedOffsetMask = 2 ** this.#compressedShift - 1;
+  }
+
+  /** The file has become longer. */
+  grow(fileBytes: number): void {
+    this.#fileBytes = fileBytes;
   }
 
   /**
@@ -91,6 +102,8 @@ export class L2EntryReader {
     if ((low & OFFSET_LOW_MASK & (this.#clusterBytes - 1)) !== 0) return this.#bad(FAULT.unaligned);
     const zero = (low & L2_ZERO_LOW) !== 0;
     const placed = this.hostOffset !== 0 || (!zero && this.#isAtZero(high));
+    this.placed = placed;
+    this.copied = (high & COPIED_HIGH) !== 0;
     if (this.#externalData && placed && this.hostOffset !== guestOffset) return this.#bad(FAULT.data);
     if (this.#extended) return this.#bitmap(table, at, placed);
     if (zero) return ZERO;
@@ -136,6 +149,8 @@ export class L2EntryReader {
 
   #compressed(table: DataView, at: number, high: number, low: number): number {
     const offsetHigh = high & this.#compressedOffsetMask;
+    this.placed = false;
+    this.copied = false;
     this.hostOffset = offsetHigh * 0x1_0000_0000 + low;
     if (this.#externalData) return this.#bad(FAULT.compressed);
     if ((offsetHigh & ~OFFSET_HIGH_MASK) !== 0) return this.#bad(FAULT.reserved);
@@ -143,8 +158,8 @@ export class L2EntryReader {
       return this.#bad(FAULT.compressedBitmap);
     }
     if (this.#isOutside()) return this.#bad(FAULT.outside);
-    const sectors = ((high & 0x3fffffff) >>> this.#compressedShift) + 1;
-    const most = sectors * COMPRESSED_SECTOR_BYTES - this.hostOffset % COMPRESSED_SECTOR_BYTES;
+    this.compressedSectors = ((high & 0x3fffffff) >>> this.#compressedShift) + 1;
+    const most = this.compressedSectors * COMPRESSED_SECTOR_BYTES - this.hostOffset % COMPRESSED_SECTOR_BYTES;
     // The last sector need not be there in full.
     this.compressedBytes = Math.min(most, this.#fileBytes - this.hostOffset);
     return COMPRESSED;
@@ -162,6 +177,34 @@ export class L2EntryReader {
     this.#fault = fault;
     return CORRUPT;
   }
+}
+
+/** Writes the first half of a standard entry: a place, or 0 for none. */
+export function writeEntry(table: DataView, at: number, hostOffset: number, copied: boolean, zero: boolean): void {
+  const high = Math.floor(hostOffset / 0x1_0000_0000);
+  table.setUint32(at, copied ? high | COPIED_HIGH : high);
+  table.setUint32(at + 4, hostOffset % 0x1_0000_0000 | (zero ? L2_ZERO_LOW : 0));
+}
+
+/** Writes the second half of an extended entry. */
+export function writeSubclusters(table: DataView, at: number, allocatedBits: number, zeroBits: number): void {
+  table.setUint32(at + 8, zeroBits);
+  table.setUint32(at + 12, allocatedBits);
+}
+
+/** Writes the (first half of an) entry of compressed data of so many bytes. */
+export function writeCompressedEntry(
+  table: DataView,
+  at: number,
+  hostOffset: number,
+  lengthBytes: number,
+  clusterBits: number,
+): void {
+  const sectors = Math.floor((hostOffset + lengthBytes - 1) / COMPRESSED_SECTOR_BYTES) -
+    Math.floor(hostOffset / COMPRESSED_SECTOR_BYTES);
+  const shift = 62 - (clusterBits - 8) - 32;
+  table.setUint32(at, (L2_COMPRESSED_HIGH | sectors << shift | Math.floor(hostOffset / 0x1_0000_0000)) >>> 0);
+  table.setUint32(at + 4, hostOffset % 0x1_0000_0000);
 }
 
 /** Subclusters in a cluster: 1 without extended entries. */

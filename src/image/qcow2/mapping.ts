@@ -13,7 +13,7 @@ import { SegmentList } from "../../memory/segment_list.ts";
 import type { Completion, Storage } from "../../storage/storage.ts";
 import type { Qcow2Header } from "./header.ts";
 import { COMPRESSED, CORRUPT, DATA, L2EntryReader, subclustersOf, UNALLOCATED } from "./l2_entry.ts";
-import { L1_RESERVED_HIGH, L1_RESERVED_LOW, OFFSET_HIGH_MASK, OFFSET_LOW_MASK } from "./qcow2_layout.ts";
+import { COPIED_HIGH, L1_RESERVED_HIGH, L1_RESERVED_LOW, OFFSET_HIGH_MASK, OFFSET_LOW_MASK } from "./qcow2_layout.ts";
 import { corrupt, hex } from "./refuse.ts";
 import { TableCache } from "./table_cache.ts";
 
@@ -30,38 +30,44 @@ export class Qcow2Mapping {
   hostOffset = 0;
   /** COMPRESSED: how many bytes the compressed data take at most. */
   compressedBytes = 0;
+  /** DATA: whether the run may be written in place. */
+  copied = false;
 
+  /** Reads entries; after a lookup it has the one that the run ended with. */
+  readonly entry: L2EntryReader;
+  readonly entryBytes: number;
+  /** Size of what the cache holds at a time, and bytes of the disk that it describes. */
+  readonly sliceBytes: number;
+  readonly sliceSpan: number;
+  /** Bytes of the disk that a whole L2 table describes. */
+  readonly tableSpan: number;
+  readonly subclusters: number;
   readonly cache: TableCache;
   readonly #path: string;
-  readonly #l1: DataView;
-  readonly #l1Offset: number;
-  readonly #fileBytes: number;
-  readonly #entry: L2EntryReader;
+  #l1: DataView;
+  #l1Offset: number;
+  #fileBytes: number;
+  readonly #externalData: boolean;
   readonly #clusterBytes: number;
-  readonly #subclusters: number;
   readonly #subclusterBytes: number;
-  readonly #entryBytes: number;
   readonly #sliceEntries: number;
-  readonly #sliceBytes: number;
-  /** Bytes of the disk that a slice, and a whole L2 table, describe. */
-  readonly #sliceSpan: number;
-  readonly #tableSpan: number;
 
   private constructor(storage: Storage, header: Qcow2Header, l1: DataView, fileBytes: number, cacheBytes: number) {
     this.#path = storage.name;
     this.#l1 = l1;
     this.#l1Offset = header.l1Offset;
     this.#fileBytes = fileBytes;
-    this.#entry = new L2EntryReader(header, fileBytes);
+    this.#externalData = header.externalData;
+    this.entry = new L2EntryReader(header, fileBytes);
     this.#clusterBytes = 2 ** header.clusterBits;
-    this.#subclusters = subclustersOf(header);
-    this.#subclusterBytes = this.#clusterBytes / this.#subclusters;
-    this.#entryBytes = header.extendedL2 ? 16 : 8;
-    this.#sliceBytes = Math.min(SLICE_BYTES, this.#clusterBytes);
-    this.#sliceEntries = this.#sliceBytes / this.#entryBytes;
-    this.#sliceSpan = this.#sliceEntries * this.#clusterBytes;
-    this.#tableSpan = this.#clusterBytes / this.#entryBytes * this.#clusterBytes;
-    this.cache = new TableCache(storage, this.#sliceBytes, Math.floor(cacheBytes / this.#sliceBytes));
+    this.subclusters = subclustersOf(header);
+    this.#subclusterBytes = this.#clusterBytes / this.subclusters;
+    this.entryBytes = header.extendedL2 ? 16 : 8;
+    this.sliceBytes = Math.min(SLICE_BYTES, this.#clusterBytes);
+    this.#sliceEntries = this.sliceBytes / this.entryBytes;
+    this.sliceSpan = this.#sliceEntries * this.#clusterBytes;
+    this.tableSpan = this.#clusterBytes / this.entryBytes * this.#clusterBytes;
+    this.cache = new TableCache(storage, this.sliceBytes, Math.floor(cacheBytes / this.sliceBytes));
   }
 
   /** Reads the L1 table. The header's checks have bounded it, and put it inside the file. */
@@ -76,49 +82,98 @@ export class Qcow2Mapping {
     return new Qcow2Mapping(storage, header, new DataView(l1.buffer), fileBytes, cacheBytes);
   }
 
-  /** Size of what the cache holds at a time, in bytes. */
-  get sliceBytes(): number {
-    return this.#sliceBytes;
-  }
-
   /**
    * Finds the run that starts at `offset`, of at most `limitBytes` (not 0), and leaves it in this object's fields.
    *
+   * @param inPlace whether the run ends where clusters that may be written in place and others meet
    * @returns nothing when it was found; a promise when a table had to be waited for: then look again
    * @throws BlockError for an entry that breaks the format
    */
-  lookup(offset: number, limitBytes: number): Completion {
-    const key = Math.floor(offset / this.#sliceSpan);
+  lookup(offset: number, limitBytes: number, inPlace = false): Completion {
+    const key = Math.floor(offset / this.sliceSpan);
     const table = this.cache.get(key);
-    if (table !== undefined) return this.#scan(table, offset, limitBytes);
-    return this.#miss(key, offset, limitBytes);
+    if (table !== undefined) return this.#scan(table, offset, limitBytes, inPlace);
+    return this.#miss(key, offset, limitBytes, inPlace);
   }
 
-  #miss(key: number, offset: number, limitBytes: number): Completion {
-    const tableOffset = this.#tableOffset(Math.floor(offset / this.#tableSpan));
+  #miss(key: number, offset: number, limitBytes: number, inPlace: boolean): Completion {
+    const tableOffset = this.tableOffset(this.l1Index(offset));
     if (tableOffset === 0) return this.#noTable(offset, limitBytes);
-    const inTable = offset % this.#tableSpan;
-    const sliceOffset = tableOffset + Math.floor(inTable / this.#sliceSpan) * this.#sliceBytes;
-    const loading = this.cache.load(key, sliceOffset);
+    const loading = this.cache.load(key, this.sliceOffset(tableOffset, offset));
     if (loading !== undefined) return loading;
-    return this.#scan(this.cache.get(key)!, offset, limitBytes);
+    return this.#scan(this.cache.get(key)!, offset, limitBytes, inPlace);
+  }
+
+  /** Number of the L1 entry for an offset on the disk. */
+  l1Index(offset: number): number {
+    return Math.floor(offset / this.tableSpan);
+  }
+
+  /** The L1 table as it is in memory. */
+  get l1(): DataView {
+    return this.#l1;
+  }
+
+  /** Another L1 table is the active one now; nothing of the last one's is kept. */
+  replaceL1(l1: DataView, l1Offset: number): void {
+    this.#l1 = l1;
+    this.#l1Offset = l1Offset;
+    this.cache.clear();
+  }
+
+  /** A longer or shorter L1 table takes the place of one with the same entries, as far as both go. */
+  resizeL1(l1: DataView, l1Offset: number): void {
+    this.#l1 = l1;
+    this.#l1Offset = l1Offset;
+  }
+
+  /** Changes an L1 entry, in memory. */
+  setTableOffset(index: number, tableOffset: number, copied: boolean): void {
+    const high = Math.floor(tableOffset / 0x1_0000_0000);
+    this.#l1.setUint32(index * 8, copied ? high | COPIED_HIGH : high);
+    this.#l1.setUint32(index * 8 + 4, tableOffset % 0x1_0000_0000);
+  }
+
+  /** Whether no snapshot shares the L2 table that an L1 entry refers to. */
+  isTableCopied(index: number): boolean {
+    return (this.#l1.getUint32(index * 8) & COPIED_HIGH) !== 0;
+  }
+
+  /** Where the slice of an L2 table is that has the entry for an offset on the disk. */
+  sliceOffset(tableOffset: number, offset: number): number {
+    return tableOffset + Math.floor(offset % this.tableSpan / this.sliceSpan) * this.sliceBytes;
+  }
+
+  /** Where in its slice the entry for an offset on the disk is, in bytes. */
+  inSlice(offset: number): number {
+    return Math.floor(offset / this.#clusterBytes) % this.#sliceEntries * this.entryBytes;
+  }
+
+  /** The image's file has become longer: more places are inside. */
+  grow(fileBytes: number): void {
+    this.#fileBytes = fileBytes;
+    this.entry.grow(fileBytes);
   }
 
   /** Nothing is allocated as far as the L1 table has no entries; that can be terabytes. */
   #noTable(offset: number, limitBytes: number): void {
-    let index = Math.floor(offset / this.#tableSpan);
+    let index = Math.floor(offset / this.tableSpan);
     const end = offset + limitBytes;
-    do index++; while (index * this.#tableSpan < end && this.#isEmpty(index));
+    do index++; while (index * this.tableSpan < end && this.#isEmpty(index));
     this.kind = UNALLOCATED;
-    this.lengthBytes = Math.min(end, index * this.#tableSpan) - offset;
+    this.lengthBytes = Math.min(end, index * this.tableSpan) - offset;
   }
 
   #isEmpty(l1Index: number): boolean {
     return this.#l1.getUint32(l1Index * 8) === 0 && this.#l1.getUint32(l1Index * 8 + 4) === 0;
   }
 
-  /** Where the L2 table is that entry `index` of the L1 table refers to; 0 when to none. */
-  #tableOffset(index: number): number {
+  /**
+   * Where the L2 table is that entry `index` of the L1 table refers to; 0 when to none.
+   *
+   * @throws BlockError for an entry that breaks the format
+   */
+  tableOffset(index: number): number {
     const high = this.#l1.getUint32(index * 8);
     const low = this.#l1.getUint32(index * 8 + 4);
     const offset = (high & OFFSET_HIGH_MASK) * 0x1_0000_0000 + ((low & OFFSET_LOW_MASK) >>> 0);
@@ -134,23 +189,25 @@ export class Qcow2Mapping {
     throw corrupt(this.#path, "read", `The image is corrupt: entry ${index} of the L1 table ${fault}`, place);
   }
 
-  #scan(table: DataView, offset: number, limitBytes: number): void {
+  #scan(table: DataView, offset: number, limitBytes: number, inPlace: boolean): void {
     const clusterStart = offset - offset % this.#clusterBytes;
     const index = Math.floor(offset / this.#clusterBytes) % this.#sliceEntries;
-    const kind = this.#entry.read(table, index * this.#entryBytes, clusterStart);
-    if (kind === CORRUPT) throw this.#corruptEntry(offset);
+    const kind = this.entry.read(table, index * this.entryBytes, clusterStart);
+    if (kind === CORRUPT) throw this.corruptEntry(offset, "read");
     const inCluster = offset - clusterStart;
+    const isPrivate = this.entry.copied && this.isTableCopied(this.l1Index(offset));
+    this.copied = this.#externalData || isPrivate;
     if (kind === COMPRESSED) {
       this.kind = COMPRESSED;
-      this.hostOffset = this.#entry.hostOffset;
-      this.compressedBytes = this.#entry.compressedBytes;
+      this.hostOffset = this.entry.hostOffset;
+      this.compressedBytes = this.entry.compressedBytes;
       this.lengthBytes = Math.min(limitBytes, this.#clusterBytes - inCluster);
       return;
     }
-    const sub = this.#subclusters === 1 ? 0 : Math.floor(inCluster / this.#subclusterBytes);
-    this.kind = this.#subclusters === 1 ? kind : this.#entry.subcluster(sub, kind === DATA);
-    this.hostOffset = this.#entry.hostOffset + inCluster;
-    const length = this.#runFrom(table, index, sub, kind, clusterStart, inCluster + limitBytes);
+    const sub = this.subclusters === 1 ? 0 : Math.floor(inCluster / this.#subclusterBytes);
+    this.kind = this.subclusters === 1 ? kind : this.entry.subcluster(sub, kind === DATA);
+    this.hostOffset = this.entry.hostOffset + inCluster;
+    const length = this.#runFrom(table, index, sub, kind, clusterStart, inCluster + limitBytes, inPlace);
     this.lengthBytes = Math.min(limitBytes, length - inCluster);
   }
 
@@ -165,34 +222,38 @@ export class Qcow2Mapping {
     firstKind: number,
     clusterStart: number,
     wanted: number,
+    inPlace: boolean,
   ): number {
-    const start = this.#entry.hostOffset;
+    const start = this.entry.hostOffset;
+    const copied = this.entry.copied;
     let length = 0;
     let kind = firstKind;
     for (let index = first;;) {
-      const end = this.#subclusters === 1 ? 1 : this.#sameSubclusters(index === first ? firstSub : 0, kind === DATA);
-      if (end < this.#subclusters) return length + end * this.#subclusterBytes;
+      const end = this.subclusters === 1 ? 1 : this.#sameSubclusters(index === first ? firstSub : 0, kind === DATA);
+      if (end < this.subclusters) return length + end * this.#subclusterBytes;
       length += this.#clusterBytes;
       if (length >= wanted || ++index === this.#sliceEntries) return length;
-      kind = this.#entry.read(table, index * this.#entryBytes, clusterStart + length);
+      kind = this.entry.read(table, index * this.entryBytes, clusterStart + length);
       if (kind === CORRUPT || kind === COMPRESSED) return length;
-      const here = this.#subclusters === 1 ? kind : this.#entry.subcluster(0, kind === DATA);
-      if (here !== this.kind || (here === DATA && this.#entry.hostOffset !== start + length)) return length;
+      const here = this.subclusters === 1 ? kind : this.entry.subcluster(0, kind === DATA);
+      if (inPlace && this.entry.copied !== copied) return length;
+      if (here !== this.kind || (here === DATA && this.entry.hostOffset !== start + length)) return length;
     }
   }
 
   /** The first subcluster behind `from` that is not of this run's kind. */
   #sameSubclusters(from: number, placed: boolean): number {
     let sub = from + 1;
-    while (sub < this.#subclusters && this.#entry.subcluster(sub, placed) === this.kind) sub++;
+    while (sub < this.subclusters && this.entry.subcluster(sub, placed) === this.kind) sub++;
     return sub;
   }
 
-  #corruptEntry(offset: number): Error {
-    const inTable = Math.floor((offset % this.#tableSpan) / this.#clusterBytes);
-    const l1Index = Math.floor(offset / this.#tableSpan);
-    const place = this.#tableOffset(l1Index) + inTable * this.#entryBytes;
-    const what = `entry ${inTable} of the L2 table (L1 index ${l1Index}) ${this.#entry.faultText()}`;
-    return corrupt(this.#path, "read", `The image is corrupt: ${what}`, place);
+  /** What is wrong with the entry for an offset on the disk, which has just been read. */
+  corruptEntry(offset: number, operation: "read" | "write"): Error {
+    const inTable = Math.floor((offset % this.tableSpan) / this.#clusterBytes);
+    const l1Index = Math.floor(offset / this.tableSpan);
+    const place = this.tableOffset(l1Index) + inTable * this.entryBytes;
+    const what = `entry ${inTable} of the L2 table (L1 index ${l1Index}) ${this.entry.faultText()}`;
+    return corrupt(this.#path, operation, `The image is corrupt: ${what}`, place);
   }
 }

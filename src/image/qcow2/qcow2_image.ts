@@ -1,24 +1,31 @@
 /**
- * The qcow2 format (QEMU's docs/interop/qcow2), for reading: versions 2 and 3, all cluster sizes, backing images,
- * zero and compressed clusters, subclusters, external data files.
+ * The qcow2 format (QEMU's docs/interop/qcow2): versions 2 and 3, all cluster sizes, backing images, zero and
+ * compressed clusters, subclusters, external data files, internal snapshots, lazy refcounts.
  *
- * Internal snapshots and persistent bitmaps are not part of the disk as it is now, and are left alone. Refcounts say
- * who may write where; to read they are not needed, so an image with the dirty bit is read as any other. One with the
- * corrupt bit is read as far as its tables make sense, as in QEMU.
+ * Refcounts say who may write where; to read they are not needed, so an image with the dirty bit is read as any other.
+ * One with the corrupt bit is read as far as its tables make sense, as in QEMU, and not written. Everything that only
+ * writing needs is in writer.ts and what it imports.
  *
  * @module
  */
 
 import { SegmentList } from "../../memory/segment_list.ts";
-import { BlockError } from "../../storage/block_error.ts";
+import { BlockError, type BlockOperation } from "../../storage/block_error.ts";
 import { after, type Completion, type Storage } from "../../storage/storage.ts";
 import type { Extent, Image, ImageDetails } from "../image.ts";
+import type { OldContents } from "./cluster_writer.ts";
 import { type Decompressor, decompressorFor } from "./compressed.ts";
 import { detailsOf } from "./details.ts";
 import { type Qcow2Header, readHeader } from "./header.ts";
 import { COMPRESSED, DATA, UNALLOCATED } from "./l2_entry.ts";
 import { Qcow2Mapping } from "./mapping.ts";
+import { openWriter, prepareForWriting } from "./open_for_writing.ts";
 import { corrupt, unsupported } from "./refuse.ts";
+import { resizeQcow2 } from "./resize.ts";
+import type { Snapshot } from "./snapshot_table.ts";
+import { applySnapshot, createSnapshot, deleteSnapshot } from "./snapshots.ts";
+import type { WriteBack } from "./write_back.ts";
+import type { Qcow2Writer } from "./writer.ts";
 
 /** Memory for L2 tables when nothing is said, for an image and all that is behind it: as in QEMU. */
 export const L2_CACHE_DEFAULT_BYTES = 32 << 20;
@@ -30,25 +37,33 @@ export interface Qcow2Options {
   /** Opens the backing image, by the name and format in the header. Without it, an image that needs one is refused. */
   openBacking?: (name: string, format: string | null) => Promise<Image>;
   /** Opens the external data file. Without it, an image that needs one is refused. */
-  openDataFile?: (name: string) => Storage;
+  openDataFile?: (name: string) => Storage | Promise<Storage>;
+  /** Open for reading only. Default: whether the storage is. */
+  readOnly?: boolean;
+  /** Flush nothing: for an image that is worthless unless it is finished. Default: false. */
+  noFlush?: boolean;
+  /** Whether clusters that become free are discarded in the storage, where it can. Default: true. */
+  discards?: boolean;
+  /** Show the disk as it was in an internal snapshot, for reading only. */
+  snapshot?: Snapshot;
 }
 
-/** A qcow2 image on a storage. Read-only. */
+/** A qcow2 image on a storage. */
 export class Qcow2Image implements Image {
   readonly format = "qcow2";
-  readonly readOnly = true;
-  readonly canUnmap = false;
-  readonly sizeBytes: number;
+  /** Whether it was opened for reading only. */
+  readonly readOnly: boolean;
   /** What is read where nothing is allocated; zeros when there is none, and behind its end. */
   readonly backing: Image | null;
 
   readonly #storage: Storage;
   readonly #header: Qcow2Header;
   readonly #mapping: Qcow2Mapping;
+  readonly #writer: Qcow2Writer | null;
+  readonly #old: OldContents;
   /** Where guest data is: the same storage, or the external data file. */
   readonly #data: Storage;
-  /** Sizes of both, at the time of opening: to ask a file for its size takes a system call. */
-  readonly #fileBytes: number;
+  /** Size of that when it was opened: to ask a file for its size takes a system call. */
   readonly #dataBytes: number;
   readonly #decompress: Decompressor | null;
   readonly #clusterBytes: number;
@@ -63,20 +78,27 @@ export class Qcow2Image implements Image {
     storage: Storage,
     header: Qcow2Header,
     mapping: Qcow2Mapping,
-    fileBytes: number,
     data: Storage,
     backing: Image | null,
+    old: OldContents,
+    writer: Qcow2Writer | null,
   ) {
-    this.sizeBytes = header.sizeBytes;
+    this.readOnly = writer === null;
     this.backing = backing;
     this.#storage = storage;
     this.#header = header;
     this.#mapping = mapping;
+    this.#writer = writer;
+    this.#old = old;
     this.#data = data;
-    this.#fileBytes = fileBytes;
-    this.#dataBytes = data === storage ? fileBytes : data.sizeBytes;
+    this.#dataBytes = data.sizeBytes;
     this.#decompress = decompressorFor(header.compression);
     this.#clusterBytes = 2 ** header.clusterBits;
+    writer?.tables.freeListeners.push((cluster) => {
+      const first = Math.floor(this.#lastOffset / this.#clusterBytes);
+      const last = Math.floor((this.#lastOffset + this.#lastBytes - 1) / this.#clusterBytes);
+      if (cluster >= first && cluster <= last) this.#lastOffset = -1;
+    });
   }
 
   /**
@@ -85,35 +107,69 @@ export class Qcow2Image implements Image {
    * @throws BlockError
    */
   static async open(storage: Storage, options: Qcow2Options = {}): Promise<Qcow2Image> {
-    const { l2CacheBytes = L2_CACHE_DEFAULT_BYTES, openBacking, openDataFile } = options;
+    const { l2CacheBytes = L2_CACHE_DEFAULT_BYTES, openBacking, openDataFile, snapshot } = options;
     const path = storage.name;
-    const header = await readHeader(storage);
+    let header = await readHeader(storage);
     if (decompressorFor(header.compression) === null) {
       throw unsupported(path, `Clusters are compressed with ${header.compression}, which needs Deno 2.9 or newer`);
     }
-    const fileBytes = storage.sizeBytes;
-    const mapping = await Qcow2Mapping.open(storage, header, fileBytes, l2CacheBytes);
+    const readOnly = (options.readOnly ?? storage.readOnly) || snapshot !== undefined;
+    if (!readOnly) header = await prepareForWriting(storage, header);
     let data = storage;
     if (header.externalData) {
       if (header.dataFileName === null) throw unsupported(path, "'data-file' is required for this image");
       if (openDataFile === undefined) throw unsupported(path, `It needs the data file '${header.dataFileName}'`);
-      data = openDataFile(header.dataFileName);
+      data = await openDataFile(header.dataFileName);
     }
+    let backing: Image | null = null;
     try {
-      let backing: Image | null = null;
       if (header.backingName !== null) {
         if (openBacking === undefined) throw unsupported(path, `It needs the backing file '${header.backingName}'`);
         backing = await openBacking(header.backingName, header.backingFormat);
       }
-      return new Qcow2Image(storage, header, mapping, fileBytes, data, backing);
+      if (snapshot !== undefined) header = atSnapshot(header, snapshot);
+      const mapping = await Qcow2Mapping.open(storage, header, storage.sizeBytes, l2CacheBytes);
+      const backingBytes = backing?.sizeBytes ?? 0;
+      const old: OldContents = {
+        read: async (offset, into) => await image.#readFrom(offset, into, 0),
+        isZeroBehind: (offset) => offset >= backingBytes,
+        backingBytes,
+      };
+      const writer = readOnly ? null : await openWriter(storage, data, header, mapping, old, options);
+      const image: Qcow2Image = new Qcow2Image(storage, header, mapping, data, backing, old, writer);
+      return image;
     } catch (error) {
       if (data !== storage) data.close();
+      await backing?.close();
       throw error;
     }
   }
 
   get name(): string {
     return this.#storage.name;
+  }
+
+  get sizeBytes(): number {
+    return this.header.sizeBytes;
+  }
+
+  get canUnmap(): boolean {
+    return !this.readOnly;
+  }
+
+  /** What the file says of itself. */
+  get header(): Qcow2Header {
+    return this.#writer?.tables.file.header ?? this.#header;
+  }
+
+  /** The image's own file. */
+  get storage(): Storage {
+    return this.#storage;
+  }
+
+  /** Where guest data are: the same, or the external data file. */
+  get dataStorage(): Storage {
+    return this.#data;
   }
 
   /** Lets this image, of so many in a chain, have its share of the memory for tables. To be called before any read. */
@@ -137,32 +193,96 @@ export class Qcow2Image implements Image {
   }
 
   details(): Promise<ImageDetails> {
-    return detailsOf(this.#storage, this.#header);
+    return detailsOf(this.#storage, this.header);
   }
 
-  /** Nothing was written. */
-  flush(): Completion {}
-
-  write(offset: number): Completion {
-    throw this.#readOnlyError("write", offset);
+  flush(): Completion {
+    return this.#writer?.flush();
   }
 
-  writeZeroes(offset: number): Completion {
-    throw this.#readOnlyError("zero", offset);
+  write(offset: number, from: SegmentList): Completion {
+    return this.#writable("write", offset).write(offset, from);
   }
 
-  discard(offset: number): Completion {
-    throw this.#readOnlyError("discard", offset);
+  writeZeroes(offset: number, lengthBytes: number, mayUnmap: boolean): Completion {
+    return this.#writable("zero", offset).writeZeroes(offset, lengthBytes, mayUnmap);
   }
 
-  resize(): Completion {
-    throw this.#readOnlyError("resize");
+  discard(offset: number, lengthBytes: number): Completion {
+    return this.#writable("discard", offset).discard(offset, lengthBytes);
   }
 
-  close(): void {
-    if (this.#data !== this.#storage) this.#data.close();
-    this.backing?.close();
-    this.#storage.close();
+  /**
+   * Writes whole clusters, or up to the end of the disk, in compressed form; what does not become smaller as it is.
+   *
+   * @throws BlockError when the range does not begin and end like that
+   */
+  async writeCompressed(offset: number, from: SegmentList): Promise<void> {
+    this.#writable("write", offset);
+    const { externalData, compression } = this.header;
+    const end = offset + from.byteLength;
+    const isWhole = offset % this.#clusterBytes === 0 && (end % this.#clusterBytes === 0 || end === this.sizeBytes);
+    if (!isWhole || externalData) {
+      const reason = externalData
+        ? "An image with an external data file has no compressed clusters"
+        : "Compressed data are written in whole clusters";
+      throw new BlockError({ kind: "invalid", path: this.name, operation: "write", offset, reason });
+    }
+    const { compressorFor } = await import("./compressor.ts");
+    const compress = compressorFor(compression)!;
+    for (let done = 0; done < from.byteLength; done += this.#clusterBytes) {
+      const cluster = new Uint8Array(this.#clusterBytes);
+      from.copyTo(cluster, done);
+      const data = compress(cluster);
+      const length = Math.min(this.#clusterBytes, from.byteLength - done);
+      if (data !== null) await this.writeCompressedCluster(offset + done, data);
+      else await this.write(offset + done, SegmentList.over(cluster.subarray(0, length)));
+    }
+  }
+
+  /**
+   * Stores the compressed form of the cluster at `offset`, made by whoever calls.
+   *
+   * @param data shorter than a cluster, and not to be changed before this ends
+   */
+  async writeCompressedCluster(offset: number, data: Uint8Array): Promise<void> {
+    await this.#writable("write", offset).writeCompressed(offset, data);
+  }
+
+  async resize(sizeBytes: number): Promise<void> {
+    await this.exclusive(() => resizeQcow2(this.#writable("resize"), this.#old, sizeBytes));
+  }
+
+  /**
+   * Keeps the disk as it is now under a name.
+   *
+   * @returns the new snapshot's id
+   */
+  createSnapshot(name: string, dateMilliseconds: number = Date.now()): Promise<string> {
+    return this.exclusive((tables) => createSnapshot(tables, name, dateMilliseconds));
+  }
+
+  /** Makes the disk what it was in a snapshot, by id or name. */
+  applySnapshot(idOrName: string): Promise<void> {
+    return this.exclusive((tables) => applySnapshot(tables, idOrName));
+  }
+
+  /** Deletes a snapshot, by id or name. */
+  deleteSnapshot(idOrName: string): Promise<void> {
+    return this.exclusive((tables) => deleteSnapshot(tables, idOrName));
+  }
+
+  /** Runs `action` with the tables while nobody writes; the image is clean before and after. */
+  exclusive<T>(action: (tables: WriteBack) => Promise<T>): Promise<T> {
+    return this.#writable("write").exclusive(action);
+  }
+
+  close(): Completion {
+    return closing(() => this.#writer?.finish(), () => {
+      if (this.#data !== this.#storage) this.#data.close();
+      this.#storage.close();
+      return this.backing?.close();
+    });
   }
 
   /** Reads what is left of a list from its byte `from` on. */
@@ -207,7 +327,10 @@ export class Qcow2Image implements Image {
 
   /** The last cluster of a file need not be there in full: what a program did not write to reads as zeros. */
   #readData(hostOffset: number, part: SegmentList): Completion {
-    return readUntil(this.#data, this.#dataBytes, hostOffset, part);
+    const writer = this.#writer;
+    if (writer === null) return readUntil(this.#data, this.#dataBytes, hostOffset, part);
+    const reading = readUntil(this.#data, writer.tables.file.dataEndBytes, hostOffset, part);
+    return reading === undefined ? undefined : writer.tables.inFlight.track(reading);
   }
 
   #readCompressed(hostOffset: number, lengthBytes: number, inCluster: number, part: SegmentList): Completion {
@@ -216,7 +339,7 @@ export class Qcow2Image implements Image {
       return;
     }
     const data = new Uint8Array(lengthBytes);
-    return after(this.#storage.read(hostOffset, SegmentList.over(data)), () => {
+    const reading = after(this.#storage.read(hostOffset, SegmentList.over(data)), () => {
       const cluster = this.#decompress!(data, this.#clusterBytes);
       if (cluster === null) {
         const reason =
@@ -228,6 +351,8 @@ export class Qcow2Image implements Image {
       this.#lastBytes = lengthBytes;
       part.copyFrom(cluster.subarray(inCluster, inCluster + part.byteLength));
     });
+    if (reading === undefined || this.#writer === null) return reading;
+    return this.#writer.tables.inFlight.track(reading);
   }
 
   #mapFrom(offset: number, end: number, extents: Extent[]): Extent[] | Promise<Extent[]> {
@@ -245,13 +370,34 @@ export class Qcow2Image implements Image {
     return extents;
   }
 
-  #readOnlyError(operation: "write" | "zero" | "discard" | "resize", offset?: number): BlockError {
-    return new BlockError({ kind: "unsupported", path: this.name, operation, offset, reason: WRITE_REASON });
+  /** @throws BlockError when the image was opened for reading only */
+  #writable(operation: BlockOperation, offset?: number): Qcow2Writer {
+    if (this.#writer !== null) return this.#writer;
+    const reason = "The image was opened for reading only";
+    throw new BlockError({ kind: "not-permitted", path: this.name, operation, offset, reason });
   }
 }
 
-/** Why no qcow2 image can be opened for writing. */
-export const WRITE_REASON = "vblk reads qcow2 images and does not write them yet";
+/** Ends `first`, whatever comes of it, before `last`. */
+function closing(first: () => Completion, last: () => Completion): Completion {
+  let done: Completion = undefined;
+  try {
+    done = first();
+  } catch (error) {
+    last();
+    throw error;
+  }
+  if (done === undefined) return last();
+  return done.then(last, async (error) => {
+    await last();
+    throw error;
+  });
+}
+
+/** The header as it would be with the snapshot's tables as the active ones. */
+function atSnapshot(header: Qcow2Header, { l1Offset, l1Entries, diskBytes }: Snapshot): Qcow2Header {
+  return { ...header, l1Offset, l1Entries, sizeBytes: diskBytes };
+}
 
 /** Names for extents, by kind of run. */
 const KIND_NAMES: readonly Extent["kind"][] = ["unallocated", "data", "zero", "compressed"];

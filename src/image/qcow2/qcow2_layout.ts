@@ -35,6 +35,8 @@ export const HEADER = {
 export const V2_HEADER_BYTES = 72;
 /** Least length of a version 3 header, in bytes. */
 export const V3_HEADER_BYTES = 104;
+/** Length of a version 3 header with all fields that are known, and the padding behind the last, in bytes. */
+export const KNOWN_HEADER_BYTES = 112;
 
 /** Bits of `incompatible_features`. */
 export const INCOMPATIBLE = {
@@ -75,6 +77,9 @@ export const L1_MAX_BYTES = 32 << 20;
 export const REFCOUNT_TABLE_MAX_BYTES = 8 << 20;
 /** Most internal snapshots, as in QEMU; each takes 40 bytes or more of the snapshot table. */
 export const SNAPSHOTS_MAX = 65536;
+/** Largest snapshot table, and most extra data of one snapshot, as in QEMU. */
+export const SNAPSHOT_TABLE_MAX_BYTES = 64 << 20;
+export const SNAPSHOT_EXTRA_MAX_BYTES = 1024;
 /** Longest backing file name. */
 export const BACKING_NAME_MAX_BYTES = 1023;
 /** Longest name of a format, and of a data file: as in QEMU. */
@@ -102,3 +107,6 @@ export const COPIED_HIGH = 0x80000000;
 
 /** Unit of the length of a compressed cluster. */
 export const COMPRESSED_SECTOR_BYTES = 512;
+
+/** Memory for L2 tables when nothing is said, for an image and all that is behind it: as in QEMU. */
+export const L2_CACHE_DEFAULT_BYTES = 32 << 20;

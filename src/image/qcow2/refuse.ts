@@ -4,13 +4,13 @@
  * @module
  */
 
-import { BlockError } from "../../storage/block_error.ts";
+import { BlockError, type BlockOperation } from "../../storage/block_error.ts";
 
 /** Hint for an image whose metadata are not what they should be. */
-const CHECK_HINT = "'qemu-img check' tells how much of the image is damaged";
+const CHECK_HINT = "'vblk check' tells how much of the image is damaged";
 
 /** The image breaks the format. `offset` is a place in the file. */
-export function corrupt(path: string, operation: "open" | "read", reason: string, offset?: number): BlockError {
+export function corrupt(path: string, operation: BlockOperation, reason: string, offset?: number): BlockError {
   return new BlockError({ kind: "corrupt", path, operation, offset, reason, hint: CHECK_HINT });
 }
 

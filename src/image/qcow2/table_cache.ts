@@ -1,6 +1,9 @@
 /**
- * A bounded cache of L2 tables, or of slices of them where a table is large: to read 4 KiB of a disk with clusters of
- * 2 MiB should not take 2 MiB of metadata.
+ * A bounded cache of tables, or of slices of them where a table is large: to read 4 KiB of a disk with clusters of
+ * 2 MiB should not take 2 MiB of metadata. L2 tables and refcount blocks are kept in caches of this kind.
+ *
+ * Changes are made in memory, and stay there until whoever owns the cache writes them: in what order is not decided
+ * here (see write_back.ts). A slice that has been changed is never evicted.
  *
  * @module
  */
@@ -17,12 +20,19 @@ export class TableCache {
   readonly #slotOf = new Map<number, number>();
   readonly #keys: number[] = [];
   readonly #views: DataView<ArrayBuffer>[] = [];
+  /** Where each slice belongs in the file. */
+  readonly #offsets: number[] = [];
   /** Whether a slice was asked for since the hand passed it. */
   readonly #used: boolean[] = [];
+  /** Slices that differ from the file. */
+  readonly #dirty = new Set<number>();
+  readonly #free: number[] = [];
   #hand = 0;
   readonly #loading = new Map<number, Promise<void>>();
   /** Memory of a slice that was evicted, for the next one. */
   #spare: DataView<ArrayBuffer> | null = null;
+  /** Counts the times that slices were dropped: what was being read then is not to be kept. */
+  #generation = 0;
 
   /** Takes no memory yet. */
   constructor(storage: Storage, sliceBytes: number, capacity: number) {
@@ -31,14 +41,24 @@ export class TableCache {
     this.#capacity = Math.max(1, capacity);
   }
 
-  /** Most slices that are held. */
+  /** Most slices that are held, but for changed ones that could not be written yet. */
   get capacity(): number {
     return this.#capacity;
   }
 
   /** Slices that are held now. */
   get count(): number {
-    return this.#keys.length;
+    return this.#slotOf.size;
+  }
+
+  /** Slices that have to be written. */
+  get dirtyCount(): number {
+    return this.#dirty.size;
+  }
+
+  /** Whether it is time to write changed slices, so that others have room. */
+  get isStrained(): boolean {
+    return this.#dirty.size > 0 && this.#dirty.size * 2 >= this.#capacity;
   }
 
   /** Allows fewer slices than before; to be called before the first is loaded. */
@@ -61,10 +81,11 @@ export class TableCache {
     const view = this.#spare ?? new DataView(new ArrayBuffer(this.#sliceBytes));
     this.#spare = null;
     const reading = this.#storage.read(hostOffset, SegmentList.over(new Uint8Array(view.buffer)));
-    if (reading === undefined) return this.#insert(key, view);
+    if (reading === undefined) return this.#insert(key, view, hostOffset);
+    const generation = this.#generation;
     const loaded = reading.then(() => {
       this.#loading.delete(key);
-      this.#insert(key, view);
+      if (generation === this.#generation && !this.#slotOf.has(key)) this.#insert(key, view, hostOffset);
     }, (error) => {
       this.#loading.delete(key);
       throw error;
@@ -73,25 +94,116 @@ export class TableCache {
     return loaded;
   }
 
-  #insert(key: number, view: DataView<ArrayBuffer>): void {
+  /** A slice for changing it, which is in memory until it has been written. */
+  async dirty(key: number, hostOffset: number): Promise<DataView<ArrayBuffer>> {
+    for (;;) {
+      const view = this.get(key);
+      if (view !== undefined) {
+        this.#dirty.add(key);
+        return view;
+      }
+      await this.load(key, hostOffset);
+    }
+  }
+
+  /** A slice of zeros that is in no file yet. */
+  create(key: number, hostOffset: number): DataView<ArrayBuffer> {
+    this.#remove(key);
+    const view = new DataView(new ArrayBuffer(this.#sliceBytes));
+    this.#insert(key, view, hostOffset);
+    this.#dirty.add(key);
+    return view;
+  }
+
+  /** A slice belongs somewhere else from now on, where the same bytes have been written. */
+  move(key: number, hostOffset: number): void {
+    const slot = this.#slotOf.get(key);
+    if (slot !== undefined) this.#offsets[slot] = hostOffset;
+  }
+
+  /** Changed slices, in the order of the file. */
+  dirtyKeys(): number[] {
+    const place = (key: number) => this.#offsets[this.#slotOf.get(key)!];
+    return [...this.#dirty].sort((a, b) => place(a) - place(b));
+  }
+
+  /**
+   * Writes some changed slices. They count as changed until `settle`: what no barrier has followed may be lost.
+   *
+   * @param check looks at each place before it is written; throws to refuse
+   */
+  async write(keys: readonly number[], check: (hostOffset: number, lengthBytes: number) => void): Promise<void> {
+    for (let i = 0; i < keys.length;) {
+      // Neighbours in the file go together.
+      const start = this.#offsets[this.#slotOf.get(keys[i])!];
+      const list = new SegmentList();
+      for (; i < keys.length && list.byteLength < WRITE_BYTES; i++) {
+        const slot = this.#slotOf.get(keys[i])!;
+        if (this.#offsets[slot] !== start + list.byteLength) break;
+        const part = SegmentList.over(new Uint8Array(this.#views[slot].buffer));
+        list.appendRange(part, 0, part.byteLength);
+      }
+      check(start, list.byteLength);
+      await this.#storage.write(start, list);
+    }
+  }
+
+  /** Says that slices are on stable storage as they are in memory. */
+  settle(keys: readonly number[]): void {
+    for (const key of keys) this.#dirty.delete(key);
+  }
+
+  /** Forgets some slices, changed ones too. */
+  drop(firstKey: number, count: number): void {
+    this.#generation++;
+    for (let key = firstKey; key < firstKey + count; key++) this.#remove(key);
+  }
+
+  /** Forgets all slices, changed ones too. */
+  clear(): void {
+    this.#generation++;
+    for (const key of [...this.#slotOf.keys()]) this.#remove(key);
+  }
+
+  #remove(key: number): void {
+    const slot = this.#slotOf.get(key);
+    if (slot === undefined) return;
+    this.#slotOf.delete(key);
+    this.#dirty.delete(key);
+    this.#used[slot] = false;
+    this.#keys[slot] = -1;
+    this.#free.push(slot);
+  }
+
+  #insert(key: number, view: DataView<ArrayBuffer>, hostOffset: number): void {
     const slot = this.#freeSlot();
     this.#slotOf.set(key, slot);
     this.#keys[slot] = key;
     this.#views[slot] = view;
+    this.#offsets[slot] = hostOffset;
     this.#used[slot] = true;
   }
 
   #freeSlot(): number {
-    if (this.#keys.length < this.#capacity) return this.#keys.length;
-    // Once round at most: every mark that it passes is taken away.
-    while (this.#used[this.#hand]) {
-      this.#used[this.#hand] = false;
-      this.#hand = (this.#hand + 1) % this.#capacity;
+    const free = this.#free.pop();
+    if (free !== undefined) return free;
+    const slots = this.#keys.length;
+    if (slots < this.#capacity) return slots;
+    // Twice round at most: the first time takes the marks away. Changed slices must stay, even if more than there is
+    // room for: then there is one more until they have been written.
+    for (let steps = 2 * slots; steps > 0; steps--) {
+      const slot = this.#hand % slots;
+      this.#hand = (slot + 1) % slots;
+      if (this.#used[slot]) this.#used[slot] = false;
+      else if (!this.#dirty.has(this.#keys[slot])) {
+        this.#slotOf.delete(this.#keys[slot]);
+        this.#spare = this.#views[slot];
+        return slot;
+      }
     }
-    const slot = this.#hand;
-    this.#hand = (slot + 1) % this.#capacity;
-    this.#slotOf.delete(this.#keys[slot]);
-    this.#spare = this.#views[slot];
-    return slot;
+    return slots;
   }
 }
+
+/** Most bytes of tables that are written at a time. */
+const WRITE_BYTES = 1 << 20;

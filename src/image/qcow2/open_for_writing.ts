@@ -1,0 +1,79 @@
+/**
+ * What has to be true of a qcow2 image before it is written, and made so.
+ *
+ * @module
+ */
+
+import { BlockError } from "../../storage/block_error.ts";
+import type { Storage } from "../../storage/storage.ts";
+import type { OldContents } from "./cluster_writer.ts";
+import { type Qcow2Header, readHeader } from "./header.ts";
+import type { Qcow2Mapping } from "./mapping.ts";
+import { Qcow2File } from "./qcow2_file.ts";
+import { AUTOCLEAR } from "./qcow2_layout.ts";
+import { Refcounts } from "./refcounts.ts";
+import { readSnapshotTable } from "./snapshot_table.ts";
+import { WriteBack } from "./write_back.ts";
+import { Qcow2Writer } from "./writer.ts";
+
+/** Memory for refcount blocks, as a part of that for L2 tables: they say less of more. */
+const REFCOUNT_CACHE_PART = 1 / 8;
+
+/**
+ * Refuses an image that is known to be damaged, repairs the refcounts of one that was not closed, and says in the
+ * file that features which vblk does not know are not kept up ("autoclear_features").
+ *
+ * @returns the header as it is now
+ * @throws BlockError
+ */
+export async function prepareForWriting(storage: Storage, header: Qcow2Header): Promise<Qcow2Header> {
+  if (header.corrupt) {
+    throw new BlockError({
+      kind: "corrupt",
+      path: storage.name,
+      operation: "open",
+      reason: "Image is corrupt; cannot be opened read/write",
+      hint: "'vblk check -r all' repairs what can be repaired; give -r to read only",
+    });
+  }
+  let current = header;
+  if (current.dirty) {
+    const { repairDirty } = await import("./repair.ts");
+    await repairDirty(storage, current);
+    current = await readHeader(storage);
+  }
+  const known = Object.values(AUTOCLEAR).reduce((all, bit) => all | bit, 0n);
+  if ((current.autoclear & ~known) !== 0n) {
+    const file = new Qcow2File(storage, storage, current);
+    await file.writeHeader({ autoclear: current.autoclear & known });
+    await file.barrier();
+    current = await readHeader(storage);
+  }
+  return current;
+}
+
+/** Puts together what writes. */
+export async function openWriter(
+  storage: Storage,
+  data: Storage,
+  header: Qcow2Header,
+  mapping: Qcow2Mapping,
+  old: OldContents,
+  options: { noFlush?: boolean; discards?: boolean },
+): Promise<Qcow2Writer> {
+  const file = new Qcow2File(storage, data, header, options.noFlush);
+  const cacheBytes = mapping.cache.capacity * mapping.sliceBytes * REFCOUNT_CACHE_PART;
+  const refcounts = await Refcounts.open(file, cacheBytes);
+  const tables = new WriteBack(file, mapping, refcounts, options.discards ?? true);
+  await noteSnapshots(tables);
+  return new Qcow2Writer(tables, old);
+}
+
+/** Tells the overlap checks where the snapshot table, and the L1 tables of snapshots, are. */
+export async function noteSnapshots({ file }: WriteBack): Promise<void> {
+  const { snapshots, lengthBytes } = await readSnapshotTable(file.storage, file.header);
+  const { metadata, header } = file;
+  metadata.setRanges("snapshot table", [{ offset: header.snapshotsOffset, lengthBytes }]);
+  const tables = snapshots.map(({ l1Offset, l1Entries }) => ({ offset: l1Offset, lengthBytes: l1Entries * 8 }));
+  metadata.setRanges("inactive L1 table", tables);
+}
