@@ -11,6 +11,7 @@ import { parseSize } from "../image/size.ts";
 import type { Machine } from "../machine.ts";
 import { CommandError } from "../script/command.ts";
 import { openFailure } from "../script/open_commands.ts";
+import { applyBlockOptions } from "../script/open_settings.ts";
 import { type Output, Session } from "../script/session.ts";
 import { linesOf, runCommands, runScript } from "../script/sources.ts";
 import { nearest } from "../script/suggest.ts";
@@ -39,8 +40,14 @@ async function run(args: readonly string[], output: Output): Promise<number> {
     output.out(deviceHelp());
     return 0;
   }
+  if (options.imageOpts && options.image === "help") {
+    const { blockOptionsHelp } = await import("../image/block_drivers.ts");
+    output.out(blockOptionsHelp());
+    return 0;
+  }
   const session = new Session({
     output,
+    imageOpts: options.imageOpts,
     machine: {
       device: await deviceOptions(options.devices),
       driver: { decline: declinedFeatures(options.declined) },
@@ -62,13 +69,15 @@ async function run(args: readonly string[], output: Output): Promise<number> {
   return good ? 0 : 1;
 }
 
-async function openImage(session: Session, name: string, { settings }: AttachOptions): Promise<void> {
+async function openImage(session: Session, given: string, { settings, imageOpts }: AttachOptions): Promise<void> {
+  const name = imageOpts ? null : given;
   let refused = "";
   const unwatch = session.watch((event) => {
     if (event.event === "violation") refused = `: ${formatViolation(event.violation)}`;
   });
   try {
-    await session.open(name, settings);
+    const request = await applyBlockOptions(name, settings, imageOpts ? [given] : []);
+    await session.open(request.name, request.settings, name);
   } catch (error) {
     if (error instanceof BlockError) throw new CommandFailure(openFailure(name, error), error.hint);
     if (error instanceof ProbeError) {

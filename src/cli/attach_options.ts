@@ -12,6 +12,8 @@ import { UsageError } from "./failure.ts";
 /** What was asked for. */
 export interface AttachOptions {
   readonly image: string | undefined;
+  /** Whether the image is given by options instead of a name. */
+  readonly imageOpts: boolean;
   readonly settings: OpenSettings;
   readonly commands: readonly string[];
   readonly script: string | undefined;
@@ -60,7 +62,6 @@ const LONGS: readonly LongOption[] = [
 const UNSUPPORTED: Readonly<Record<string, string>> = {
   T: "-T is not supported: QEMU's trace events are its own; --trace shows what happens here",
   object: "--object is not supported: there are no encrypted images here",
-  "image-opts": "--image-opts is not supported: give a file name, and -f, -r and their like",
 };
 
 /**
@@ -83,10 +84,15 @@ export function parseAttach(args: readonly string[]): AttachOptions {
     const hint = form ? `the form of the trace goes behind a '=': --trace=${form}` : undefined;
     throw new UsageError(`attach takes one image, and there are ${operands.length}: ${operands.join(" ")}`, hint);
   }
+  const imageOpts = values.has("image-opts");
+  if (imageOpts && settings.format !== undefined) {
+    throw new UsageError("--image-opts and -f are mutually exclusive", "write driver=FORMAT among the options");
+  }
   const all = (name: string) => (values.get(name) ?? []).map((value) => value ?? "");
   const last = (name: string) => all(name).at(-1);
   return {
     image: operands[0],
+    imageOpts,
     settings,
     commands: all("c"),
     script: last("script"),

@@ -31,6 +31,54 @@ const ROWS: readonly Row[] = [
     summary: "a virtio block device and a guest in this process: run commands, a script, or a prompt",
     load: () => import("./attach.ts"),
   },
+  {
+    name: "create",
+    args: "[OPTIONS] FILE [SIZE]",
+    summary: "makes a raw or qcow2 image",
+    load: () => import("./create.ts"),
+  },
+  {
+    name: "info",
+    args: "[OPTIONS] IMAGE",
+    summary: "prints what there is to say about an image",
+    load: () => import("./info.ts"),
+  },
+  {
+    name: "measure",
+    args: "[OPTIONS] IMAGE",
+    summary: "says how large a file an image would take",
+    load: () => import("./measure.ts"),
+  },
+  {
+    name: "convert",
+    args: "[OPTIONS] SOURCE... TARGET",
+    summary: "copies an image into another format, compressed or not",
+    load: () => import("./convert.ts"),
+  },
+  {
+    name: "compare",
+    args: "[OPTIONS] A B",
+    summary: "says whether two images hold the same disk",
+    load: () => import("./compare.ts"),
+  },
+  {
+    name: "dd",
+    args: "[OPTIONS] if=A of=B",
+    summary: "copies blocks of an image into a new one",
+    load: () => import("./dd.ts"),
+  },
+  {
+    name: "map",
+    args: "[OPTIONS] IMAGE",
+    summary: "prints which parts of a disk are in which file, and where",
+    load: () => import("./map.ts"),
+  },
+  {
+    name: "check",
+    args: "[OPTIONS] IMAGE",
+    summary: "looks for damage in an image, and repairs it",
+    load: () => import("./check.ts"),
+  },
 ];
 
 /** Runs vblk with the given arguments; returns the exit code. */

@@ -119,7 +119,13 @@ export function backingChoice(node: NodeOptions): BackingChoice | null {
   const backing = node.child("backing");
   const value = node.raw("backing");
   if (value === null || value === "") return { node: backing, which: "none" };
-  if (value !== undefined) fileNode(node, "backing");
+  if (value !== undefined) {
+    try {
+      fileNode(node, "backing");
+    } catch (error) {
+      throw inChild(node, "backing file", error);
+    }
+  }
   if (backing.keys.length === 0) return null;
   const driver = driverNamed(backing.text("driver") ?? "");
   const isProtocol = driver !== null && BLOCK_DRIVERS[driver].kind === "protocol";

@@ -47,8 +47,7 @@ const CHUNK_BYTES = 2 << 20;
 const SECTOR_BYTES = 512;
 
 /**
- * Compares two disks. As in qemu-img, a difference is reported at the start of its sector when both images have
- * something there, and at its byte when only one has.
+ * Compares two disks. As in qemu-img, a difference is reported at the start of its sector.
  *
  * @throws CompareError
  */
@@ -79,20 +78,23 @@ export async function compareImages(a: Image, b: Image, options: CompareOptions 
   return rest < 0 ? { same: true, sizesDiffer } : different("content", rest);
 }
 
-/** Where two runs of one length differ first, from `at` on; -1 when nowhere. */
+/** The first sector in which two runs of one length differ, from `at` on; -1 when none does. */
 async function difference(
   images: readonly [Image, Image],
   [one, other]: readonly [ChainExtent, ChainExtent],
   at: number,
   [first, second]: readonly Uint8Array[],
 ): Promise<number> {
-  if (isThere(one) === isThere(other)) {
-    await readInto(images[0], at, first);
-    await readInto(images[1], at, second);
-    return firstDifferentSector(first, second);
-  }
-  await readInto(isThere(one) ? images[0] : images[1], at, first);
-  return firstNonZero(first);
+  // Zeros need not be read to be compared with.
+  if (!one.zero) await readInto(images[0], at, first);
+  if (!other.zero) await readInto(images[1], at, second);
+  if (one.zero || other.zero) return firstNonZeroSector(one.zero ? second : first);
+  return firstDifferentSector(first, second);
+}
+
+function firstNonZeroSector(bytes: Uint8Array): number {
+  const where = firstNonZero(bytes);
+  return where < 0 ? -1 : where - where % SECTOR_BYTES;
 }
 
 /** Where a disk has the first byte that is not zero, from `from` on; -1 when nowhere. */
@@ -105,7 +107,7 @@ async function nonZeroFrom(image: Image, from: number, buffer: Uint8Array, optio
       length = Math.min(length, buffer.byteLength);
       const part = buffer.subarray(0, length);
       await readInto(image, at, part);
-      const where = firstNonZero(part);
+      const where = firstNonZeroSector(part);
       if (where >= 0) return at + where;
     }
     options.onProgress?.(length);

@@ -106,11 +106,16 @@ export function blkdebugOf(image: Image): BlkdebugStorage | undefined {
   return debuggers.get(image);
 }
 
-/** What to say to the user of an image that was found to be raw and may be written: QEMU's lines. */
-export function probeWarning(image: Image): readonly string[] {
+/**
+ * What to say to the user of an image that was found to be raw and may be written: QEMU's lines.
+ *
+ * @param name what the user called it
+ */
+export function probeWarning(image: Image, name: string | null = null): readonly string[] {
   if (!(image as Partial<RawImage>).probed || image.readOnly) return [];
+  const shown = name?.startsWith("blkdebug:") ? name : image.name;
   return [
-    `WARNING: Image format was not specified for '${image.name}' and probing guessed raw.`,
+    `WARNING: Image format was not specified for '${shown}' and probing guessed raw.`,
     "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be " +
     "restricted.",
     "         Specify the 'raw' format explicitly to remove the restrictions.",
@@ -261,17 +266,30 @@ async function namedFiles(
     };
   }
   if (backing?.which === "recorded") {
-    const driver = backing.node.text("driver");
-    named.openBacking = chain.backingOpener(layers, async (path, format) => {
-      const options = { ...below, format: driver ?? format };
-      try {
-        return await openPath(path, options, layers, backing.node);
-      } catch (error) {
-        throw tree.inChild(node, "backing file", error);
-      }
-    });
+    named.openBacking = recordedBacking(node, backing.node, layers, below, tree.inChild, chain.backingOpener);
   }
   return named;
+}
+
+/** Opens the backing image that the image names, by options of the user's. */
+function recordedBacking(
+  node: NodeOptions,
+  backing: NodeOptions,
+  layers: readonly Layer[],
+  below: OpenOptions,
+  inChild: (node: NodeOptions, what: string, cause: unknown) => unknown,
+  backingOpener: typeof import("./qcow2/chain.ts").backingOpener,
+): (name: string, format: string | null) => Promise<Image> {
+  let failure: unknown;
+  const open = backingOpener(layers, async (path, recorded) => {
+    try {
+      return await openPath(path, { ...below, format: backing.text("driver") ?? recorded }, layers, backing);
+    } catch (error) {
+      throw failure = inChild(node, "backing file", error);
+    }
+  });
+  // The words are QEMU's already.
+  return (name, format) => open(name, format).catch((error) => Promise.reject(failure ?? error));
 }
 
 /** Refuses what was said of files that the image has not. */

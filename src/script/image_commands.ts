@@ -4,12 +4,13 @@
  * @module
  */
 
-import type { DetailValue, Extent, Image } from "../image/image.ts";
+import type { Extent, Image } from "../image/image.ts";
 import { formatSize } from "../image/size.ts";
 import { SegmentList } from "../memory/segment_list.ts";
 import { BlockError } from "../storage/block_error.ts";
 import { readArguments, readText, sizeAt } from "./arguments.ts";
 import { type Command, CommandError, type Invocation, type Result, SILENT, usageError } from "./command.ts";
+import { detailLines } from "./detail_lines.ts";
 
 function length({ session }: Invocation): Result {
   const { sizeBytes } = session.machine.image;
@@ -34,18 +35,6 @@ async function info({ session }: Invocation): Promise<Result> {
 }
 
 const NO_DETAILS = { clusterBytes: 0, vmStateOffset: 0, specific: undefined };
-
-/** Facts in QEMU's form: one a line, what belongs to another indented below it. */
-function detailLines(value: DetailValue, indent: string): string[] {
-  const entries = Object.entries(value).map(([key, inner]) =>
-    [Array.isArray(value) ? `[${key}]` : key, inner] as const
-  );
-  return entries.flatMap(([key, inner]) =>
-    typeof inner === "object"
-      ? [`${indent}${key}:`, ...detailLines(inner, `${indent}    `)]
-      : [`${indent}${key}: ${inner}`]
-  );
-}
 
 async function map({ session }: Invocation): Promise<Result> {
   const { image } = session.machine;

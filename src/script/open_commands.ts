@@ -4,10 +4,11 @@
  * @module
  */
 
-import { BlockError } from "../storage/block_error.ts";
+import { BlockError, BlockOptionError } from "../storage/block_error.ts";
 import { readArguments } from "./arguments.ts";
 import { type Command, CommandError, type Invocation, type Result, SILENT, usageError } from "./command.ts";
 import {
+  applyBlockOptions,
   applyFlag,
   applyOption,
   CACHE_MODES,
@@ -19,25 +20,29 @@ import {
 async function open(invocation: Invocation): Promise<Result> {
   const { session, command, words } = invocation;
   let settings: OpenSettings = DEFAULT_SETTINGS;
-  let name: string | undefined;
+  const texts: string[] = [];
   const flag = (letter: string) => (value: string, word: number) => {
     settings = setting(word, () => applyFlag(settings, letter, value)!);
   };
   const flags = Object.fromEntries([..."rsUnCktdi"].map((letter) => [letter, flag(letter)]));
   const args = readArguments<Record<string, void>>(invocation, {
     ...flags,
-    o: (text: string, word: number) => {
-      for (const [key, value] of keyValues(text)) {
-        if (key === "filename" || key === "file.filename") name = value;
-        else settings = setting(word, () => applyOption(settings, key, value));
-      }
+    o: (text: string) => {
+      if (session.imageOpts) throw new CommandError("--image-opts and 'open -o' are mutually exclusive");
+      texts.push(text);
     },
   });
   if (args.operands.length > 1) throw usageError(command);
-  if (args.operands.length === 1) name = words[args.operands[0]].text;
-  if (name === undefined) throw usageError(command, "no image was named");
-  await opening(name, args.operands[0] ?? 0, () => session.open(name!, settings));
-  return { ...SILENT, json: { name } };
+  let name = args.operands.length === 1 ? words[args.operands[0]].text : null;
+  if (name !== null && session.imageOpts) {
+    texts.push(name);
+    name = null;
+  }
+  await opening(name, args.operands[0] ?? 0, async () => {
+    const request = await applyBlockOptions(name, settings, texts);
+    await session.open(request.name, request.settings, name);
+  });
+  return { ...SILENT, json: { name: session.machine.image.name } };
 }
 
 async function close({ session }: Invocation): Promise<Result> {
@@ -87,7 +92,7 @@ function setting<T>(word: number, action: () => T): T {
   }
 }
 
-async function opening(name: string, word: number, action: () => Promise<void>): Promise<void> {
+async function opening(name: string | null, word: number, action: () => Promise<void>): Promise<void> {
   try {
     await action();
   } catch (error) {
@@ -96,10 +101,11 @@ async function opening(name: string, word: number, action: () => Promise<void>):
   }
 }
 
-/** Why an image could not be opened, as qemu-io says it. */
-export function openFailure(name: string, error: BlockError): string {
-  // A format that is not known never came near the file.
-  return `can't open device ${name}: ${error.reason.startsWith("Unknown driver") ? error.reason : error.message}`;
+/** Why an image could not be opened, as qemu-io says it; `null` stands for one that was named by options. */
+export function openFailure(name: string | null, error: BlockError): string {
+  // What is wrong with the options, or a format that is not known, never came near the file.
+  const isAboutOptions = error instanceof BlockOptionError || error.reason.startsWith("Unknown driver");
+  return `can't open${name === null ? "" : ` device ${name}`}: ${isAboutOptions ? error.reason : error.message}`;
 }
 
 function keyValues(text: string): [key: string, value: string][] {
@@ -117,7 +123,8 @@ export const OPEN_COMMANDS: readonly Command[] = [
     args: "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]",
     summary: "opens an image and boots a guest with it",
     help: [
-      "Example: open -r disk.img",
+      "Examples: open -r disk.img",
+      "          open -o driver=null-co,size=1G",
       "",
       "  -r  for reading only",
       "  -s  keep writes in memory, and forget them at the end",
@@ -125,7 +132,8 @@ export const OPEN_COMMANDS: readonly Command[] = [
       `  -t  cache mode: ${Object.keys(CACHE_MODES).join(", ")}`,
       "  -n  the same as -t none",
       "  -d  what discards do: unmap (default) or ignore",
-      "  -o  driver=, read-only=, force-share=, discard=, cache.direct=, cache.no-flush=, l2-cache-size=, filename=",
+      "  -o  options of the image, as in driver=qcow2,file.filename=disk.qcow2 instead of a path; the same as in",
+      "      --image-opts, of which 'vblk attach --image-opts help' lists all",
       "  -C, -k, -i  accepted; nothing here that they could change",
     ],
     count: [1, Infinity],
@@ -143,7 +151,7 @@ export const OPEN_COMMANDS: readonly Command[] = [
       "",
       "  -r, -w  for reading only, for reading and writing",
       "  -c  cache mode",
-      "  -o  as for open",
+      "  -o  read-only=, discard=, cache.direct=, cache.no-flush=",
     ],
     count: [0, Infinity],
     letters: "c:o:rw",

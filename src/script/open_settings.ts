@@ -5,7 +5,7 @@
  * @module
  */
 
-import { parseSize } from "../image/size.ts";
+import type { BlockOptions } from "../image/block_options.ts";
 
 /** What a cache mode means. */
 export interface CacheMode {
@@ -41,8 +41,17 @@ export interface OpenSettings {
   readonly share: boolean;
   readonly cache: CacheMode;
   readonly discard: boolean;
-  /** Most memory for the tables of a qcow2 image, in bytes. */
-  readonly l2CacheBytes?: number;
+  /** What to do with writes of nothing but zeros. */
+  readonly detectZeroes?: "off" | "on" | "unmap";
+  /** Options of the image's drivers. */
+  readonly block?: BlockOptions;
+}
+
+/** An image that is to be opened. */
+export interface OpenRequest {
+  /** What the user called it; `null` when the options say it. */
+  readonly name: string | null;
+  readonly settings: OpenSettings;
 }
 
 /**
@@ -98,33 +107,55 @@ export function applyFlag(settings: OpenSettings, letter: string, value: string 
   }
 }
 
-/** Applies one `key=value` of `open -o` and `reopen -o`. */
+/** Applies one `key=value` of `reopen -o`. */
 export function applyOption(settings: OpenSettings, key: string, value: string): OpenSettings {
   const on = value === "on" || value === "";
   switch (key) {
-    case "driver":
-      return { ...settings, format: value };
     case "read-only":
       return { ...settings, readOnly: on };
-    case "force-share":
-      return { ...settings, share: on };
     case "discard":
       return { ...settings, discard: lookUp(DISCARD_MODES, value, "discard") };
     case "cache.direct":
       return { ...settings, cache: { ...settings.cache, direct: on } };
     case "cache.no-flush":
       return { ...settings, cache: { ...settings.cache, noFlush: on } };
-    case "l2-cache-size":
-      return { ...settings, l2CacheBytes: sizeOf(key, value) };
     default:
-      throw new SettingError(`Block format '${settings.format ?? "raw"}' does not support the option '${key}'`);
+      throw new SettingError(`Cannot change the option '${key}'`);
   }
 }
 
-function sizeOf(key: string, value: string): number {
-  const size = parseSize(value);
-  if (typeof size === "number") return size;
-  throw new SettingError(`Parameter '${key}' expects a non-negative number below 2^64`);
+/**
+ * Takes the options of an image apart: what is common to all images becomes settings, the rest is for its drivers.
+ *
+ * @param texts option texts in order (`key=value,...`), each of which adds to those before
+ * @throws BlockOptionError
+ */
+export async function applyBlockOptions(
+  name: string | null,
+  settings: OpenSettings,
+  texts: readonly string[],
+): Promise<OpenRequest> {
+  // Most images are named by a path and nothing else.
+  if (texts.length === 0 && !name?.startsWith("json:")) return { name, settings };
+  const [{ describe }, { parseOptionText }] = await Promise.all([
+    import("../image/block_tree.ts"),
+    import("../image/block_options.ts"),
+  ]);
+  const given = new Map(texts.flatMap((text) => [...parseOptionText(text)]));
+  const { node, name: rest, common } = describe(name, given, name ?? "");
+  const { cache } = settings;
+  return {
+    name: rest,
+    settings: {
+      ...settings,
+      readOnly: settings.readOnly || (common.readOnly ?? false),
+      share: settings.share || (common.share ?? false),
+      cache: { ...cache, direct: common.direct ?? cache.direct, noFlush: common.noFlush ?? cache.noFlush },
+      discard: common.discard ?? settings.discard,
+      detectZeroes: common.detectZeroes,
+      block: node.options,
+    },
+  };
 }
 
 function lookUp<T>(table: Readonly<Record<string, T>>, name: string, what: string): T {

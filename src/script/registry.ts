@@ -5,6 +5,7 @@
  */
 
 import { AIO_COMMANDS } from "./aio_commands.ts";
+import { BREAK_COMMANDS } from "./break_commands.ts";
 import { CHAIN_COMMANDS } from "./chain_command.ts";
 import type { Command } from "./command.ts";
 import { CONTROL_COMMANDS } from "./control_commands.ts";
@@ -24,6 +25,7 @@ const listed = (): readonly Command[] => [
   ...AIO_COMMANDS,
   ...IMAGE_COMMANDS,
   ...OPEN_COMMANDS,
+  ...BREAK_COMMANDS,
   ...DEVICE_COMMANDS,
   ...RING_COMMANDS,
   ...CHAIN_COMMANDS,

@@ -6,10 +6,11 @@
 
 import type { BlkOptions } from "../blk/options.ts";
 import { type Image } from "../image/image.ts";
-import { openImage } from "../image/open.ts";
+import { blkdebugOf, openBlock, openImage, probeWarning } from "../image/open.ts";
 import { PolicyImage } from "../image/policy.ts";
 import { Machine, type MachineOptions } from "../machine.ts";
-import type { BlockError } from "../storage/block_error.ts";
+import type { BlkdebugStorage } from "../storage/blkdebug.ts";
+import { type BlockError, BlockOptionError } from "../storage/block_error.ts";
 import type { TraceSink } from "../trace/events.ts";
 import { CommandError } from "./command.ts";
 import { DEFAULT_SETTINGS, type OpenSettings } from "./open_settings.ts";
@@ -33,6 +34,8 @@ export interface SessionOptions {
   readonly json?: boolean;
   /** Whether `trace` explains broken rules to people, so that no command need do it again. */
   readonly explains?: boolean;
+  /** Whether the operand of `open` is a set of options instead of a name (`--image-opts`). */
+  readonly imageOpts?: boolean;
   /** Called with each machine when it is ready, and again before it goes. */
   readonly onOpen?: (machine: Machine) => void;
   readonly onClose?: (machine: Machine) => void;
@@ -43,6 +46,7 @@ export class Session {
   readonly output: Output;
   readonly json: boolean;
   readonly explains: boolean;
+  readonly imageOpts: boolean;
   /** Set by `quit`: no further command is run. */
   quitting = false;
 
@@ -50,7 +54,10 @@ export class Session {
   #machine: Machine | null = null;
   /** The image as it was opened, without a policy around it. */
   #image: Image | null = null;
+  /** What it was opened by. */
+  #name: string | null = null;
   #settings: OpenSettings = DEFAULT_SETTINGS;
+  #blkdebug: BlkdebugStorage | undefined;
   #interrupts = true;
   #directNoted = false;
   readonly #background = new Set<Promise<void>>();
@@ -65,6 +72,7 @@ export class Session {
     this.output = options.output;
     this.json = options.json ?? false;
     this.explains = options.explains ?? false;
+    this.imageOpts = options.imageOpts ?? false;
   }
 
   /** Whether an image is open. */
@@ -102,16 +110,28 @@ export class Session {
   /**
    * Opens an image and boots a machine with it.
    *
+   * @param name `null` when the settings' block options name it
+   * @param label what the user called it, for messages
    * @throws CommandError when one is open already; BlockError, RangeError, ProbeError
    */
-  async open(name: string, settings: OpenSettings): Promise<void> {
+  async open(name: string | null, settings: OpenSettings, label: string | null = name): Promise<void> {
     if (this.isOpen) throw new CommandError("file open already, try 'help close'", { stream: "stderr" });
-    const { format, readOnly, snapshot, share, l2CacheBytes } = settings;
-    const image = await openImage(name, { format, readOnly, snapshot, share, l2CacheBytes });
+    const { format, readOnly, snapshot, share, block } = settings;
+    if (share && !readOnly && !snapshot) {
+      throw new BlockOptionError(label ?? "", "force-share=on can only be used with read-only images");
+    }
+    const options = { format, readOnly, snapshot, share };
+    const image = block === undefined && name !== null
+      ? await openImage(name, options)
+      : await openBlock(name, block ?? new Map(), options, label ?? "");
+    // QEMU prints no program's name before it.
+    this.output.err(probeWarning(image, name));
+    this.#attach(blkdebugOf(image));
     try {
       await this.#boot(image, settings);
+      this.#name = name;
     } catch (error) {
-      image.close();
+      await image.close();
       throw error;
     }
   }
@@ -133,8 +153,9 @@ export class Session {
     const { machine } = this;
     const image = this.#image!;
     if (image.readOnly && !settings.readOnly) {
+      const name = this.#name;
       await this.close();
-      return await this.open(image.name, settings);
+      return await this.open(name, settings);
     }
     this.#options.onClose?.(machine);
     await machine.guest.driver.stop();
@@ -143,7 +164,7 @@ export class Session {
       if (!image.readOnly) await image.flush();
       await this.#boot(image, settings);
     } catch (error) {
-      image.close();
+      await image.close();
       throw error;
     }
   }
@@ -154,10 +175,11 @@ export class Session {
     const watched = promise.finally(() => ended = true);
     // The caller gets the failure from what is returned below.
     watched.catch(() => {});
-    while (!this.#interrupts && this.#machine !== null) {
+    while ((!this.#interrupts || this.#blkdebug !== undefined) && this.#machine !== null) {
       await turn();
       if (ended) break;
-      this.#machine.guest.driver.poll();
+      this.#releaseStuck();
+      if (!this.#interrupts) this.#machine.guest.driver.poll();
     }
     return await watched;
   }
@@ -209,10 +231,15 @@ export class Session {
   }
 
   async #boot(image: Image, settings: OpenSettings): Promise<void> {
-    const { cache, discard } = settings;
+    const { cache, discard, detectZeroes } = settings;
     this.#noteDirect(cache.direct);
-    const policy = { ignoreFlush: cache.noFlush, ignoreDiscard: !discard };
-    const policed = policy.ignoreFlush || policy.ignoreDiscard ? new PolicyImage(image, policy) : image;
+    const policy = {
+      ignoreFlush: cache.noFlush,
+      ignoreDiscard: !discard,
+      detectZeroes: detectZeroes === "off" ? undefined : detectZeroes,
+    };
+    const isPoliced = policy.ignoreFlush || policy.ignoreDiscard || policy.detectZeroes !== undefined;
+    const policed = isPoliced ? new PolicyImage(image, policy) : image;
     const { driver, ramBytes, device } = this.#options.machine ?? {};
     const machine = await Machine.start(policed, {
       driver,
@@ -226,6 +253,29 @@ export class Session {
     this.#settings = settings;
     this.interrupts = !this.#options.machine?.driver?.manualInterrupts;
     this.#options.onOpen?.(machine);
+  }
+
+  /** The blkdebug below the open image, if there is one. */
+  get blkdebug(): BlkdebugStorage | undefined {
+    return this.#blkdebug;
+  }
+
+  /** Whether requests are in flight that no command waits for. */
+  get isBusy(): boolean {
+    return this.#background.size > 0;
+  }
+
+  #attach(blkdebug: BlkdebugStorage | undefined): void {
+    this.#blkdebug = blkdebug;
+    if (blkdebug !== undefined) blkdebug.print = (line) => this.output.out([line]);
+  }
+
+  /** A command that waits for what is held back would wait for ever: no other command could let it go. */
+  #releaseStuck(): void {
+    const tags = this.#blkdebug?.suspended ?? [];
+    if (tags.length === 0 || this.machine.guest.driver.inFlightCount > tags.length) return;
+    this.output.err([`vblk: note: all requests are held back, so they go on: ${tags.join(", ")}`]);
+    for (const tag of tags) this.#blkdebug!.resume(tag);
   }
 
   /** Who wants to see what happens; with nobody, no event is made. */

@@ -8,7 +8,6 @@
 import { type Command, CommandError } from "./command.ts";
 
 const ZONES = "the device is not a zoned one (VIRTIO_BLK_F_ZONED)";
-const BREAKPOINTS = "breakpoints belong to QEMU's blkdebug driver; --trace shows where a request is";
 
 const REASONS: Readonly<Record<string, string>> = {
   zone_report: ZONES,
@@ -17,10 +16,6 @@ const REASONS: Readonly<Record<string, string>> = {
   zone_finish: ZONES,
   zone_reset: ZONES,
   zone_append: ZONES,
-  break: BREAKPOINTS,
-  remove_break: BREAKPOINTS,
-  resume: BREAKPOINTS,
-  wait_break: BREAKPOINTS,
 };
 
 /** The commands of this file; `help` does not list them. */

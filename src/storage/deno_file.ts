@@ -167,7 +167,7 @@ export class DenoFileStorage implements Storage {
     this.#attempt("flush", undefined, () => this.#file.syncDataSync());
   }
 
-  zero(offset: number, lengthBytes: number, mayUnmap: boolean): Completion {
+  zero(offset: number, lengthBytes: number, mayUnmap = false): Completion {
     this.#attempt("zero", offset, () => {
       if (!mayUnmap && this.#fallocate("zero", offset, lengthBytes)) return;
       const size = this.sizeBytes;

@@ -4,6 +4,8 @@
  * @module
  */
 
+import { benchConvert } from "./convert.ts";
+import { benchQcow2 } from "./qcow2.ts";
 import { benchRing } from "./ring.ts";
 import { benchStartup } from "./startup.ts";
 
@@ -12,3 +14,5 @@ console.log(
 );
 await benchRing();
 await benchStartup();
+await benchQcow2();
+await benchConvert();

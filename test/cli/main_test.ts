@@ -173,7 +173,7 @@ Deno.test("with -s nothing that is written is kept", async () => {
     const commands = ["-c", "write -qP 1 0 4k", "-c", "read -qP 1 0 4k"];
     assertEquals(await run("attach", "-s", path, ...commands), [0, []]);
     assertEquals(await Deno.readFile(path), new Uint8Array(4096));
-    assertEquals(await run("attach", path, ...commands), [0, []]);
+    assertEquals(await run("attach", "-f", "raw", path, ...commands), [0, []]);
     assertEquals(await Deno.readFile(path), new Uint8Array(4096).fill(1));
   } finally {
     await Deno.remove(path);

@@ -46,7 +46,10 @@ Deno.test("without permissions the message says which flags to add, and shows no
     const readOnly = await attach(["-r", "disk.img", "-c", "length"], []);
     assertEquals(readOnly.stderr, refused("--allow-read=disk.img"));
     // The flags that it names are enough.
-    const enough = await attach(["disk.img", "-c", "length"], ["--allow-read=disk.img", "--allow-write=disk.img"]);
+    const enough = await attach(["-f", "raw", "disk.img", "-c", "length"], [
+      "--allow-read=disk.img",
+      "--allow-write=disk.img",
+    ]);
     assertEquals([enough.code, enough.stdout, enough.stderr], [0, "4 KiB\n", ""]);
     const enoughToRead = await attach(["-r", "disk.img", "-c", "length"], ["--allow-read=disk.img"]);
     assertEquals([enoughToRead.code, enoughToRead.stdout], [0, "4 KiB\n"]);
@@ -168,7 +171,7 @@ Deno.test("whoever sends one command without waiting gets its report before the 
 Deno.test("a reader that goes away does not keep the commands from being run", async () => {
   await withImage(async (cwd) => {
     const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--no-prompt", "-RW", CLI, "attach", "disk.img"],
+      args: ["run", "--no-prompt", "-RW", CLI, "attach", "-f", "raw", "disk.img"],
       cwd,
       stdin: "piped",
       stdout: "piped",

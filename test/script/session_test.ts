@@ -48,6 +48,7 @@ Deno.test("with discard=ignore a discard changes nothing, until the image is reo
   try {
     await Deno.writeFile(path, new Uint8Array(4096).fill(1));
     await using test = await openSession({ image: path });
+    assertEquals(test.capture.take().length, 3, "the warning that it was probed");
     await test.session.reopen({ ...DEFAULT_SETTINGS, discard: false });
     assertEquals(
       await test.run("discard -q 0 512", "read -qP 1 0 512", "write -qzu 0 512", "read -qP 0 0 512"),

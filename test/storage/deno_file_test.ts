@@ -34,7 +34,7 @@ Deno.test("the test of sparseness sees a file grow (canary)", () => {
 Deno.test("DenoFileStorage keeps a sparse file sparse under read, zero, discard and a longer truncate", async () => {
   using folder = new Folder();
   const path = sparseFile(folder);
-  const storage = DenoFileStorage.open(path);
+  const storage = DenoFileStorage.open(path, { portable: true });
   await readBytes(storage, 0, 4 * MIB);
   storage.zero(100, 3 * MIB);
   storage.discard(0, 4 * MIB);
@@ -50,7 +50,7 @@ Deno.test("DenoFileStorage.zero() writes only where the file does not read as ze
   const blocks = { 0: 1, [MIB - 4096]: 2, [MIB + 8192]: 3, [3 * MIB]: 4 };
   const path = sparseFile(folder, blocks);
   const before = allocated(path);
-  const storage = DenoFileStorage.open(path);
+  const storage = DenoFileStorage.open(path, { portable: true });
   // Not at a border of blocks, and across the pieces in which it works.
   storage.zero(100, 3 * MIB - 200);
   const bytes = await readBytes(storage, 0, 4 * MIB);

@@ -47,7 +47,8 @@ export async function checkCopied(
     for (let i = 0; i < count; i++) {
       const offset = offsetOf(view.getUint32(i * 8), view.getUint32(i * 8 + 4));
       if (offset === 0) continue;
-      await walk.l1Entry(view, i * 8, first + i, offset);
+      // As in QEMU: where the refcount of the table is unknown, so are those of its clusters.
+      if (!await walk.l1Entry(view, i * 8, first + i, offset)) continue;
       const times = uses.take(offset);
       if (times > 0) await walk.l2Table(offset, times);
     }
@@ -73,21 +74,24 @@ class CopiedWalk {
     this.#view = new DataView(this.#bytes.buffer);
   }
 
-  async l1Entry(view: DataView, at: number, index: number, offset: number): Promise<void> {
+  /** Returns whether the refcount of the table is known. */
+  async l1Entry(view: DataView, at: number, index: number, offset: number): Promise<boolean> {
     const { findings, references, header } = this.#context;
     const found = this.#refcountOf(Math.floor(offset / references.clusterBytes));
     const refcount = typeof found === "number" ? found : await found;
     const high = view.getUint32(at);
-    if (refcount === null || !this.#isWrong(high, refcount)) return;
+    if (refcount === null) return false;
+    if (!this.#isWrong(high, refcount)) return true;
     const entry = hex64(high, view.getUint32(at + 4));
     findings.corruption(
       `${this.#verb} OFLAG_COPIED L2 cluster: l1_index=${index} l1_entry=${entry} refcount=${refcount}`,
     );
-    if (this.#fix === "none") return;
+    if (this.#fix === "none") return true;
     const bytes = new Uint8Array(view.buffer, at, 8);
     view.setUint32(at, (high ^ COPIED_HIGH) >>> 0);
     await this.#write(header.l1Offset + index * 8, bytes, "active L1 table");
     this.#fixed(1);
+    return true;
   }
 
   async l2Table(offset: number, times: number): Promise<void> {
@@ -97,7 +101,7 @@ class CopiedWalk {
     const highUnit = 2 ** (32 - header.clusterBits);
     const view = this.#view;
     let pageNumber = -1;
-    let page = NO_PAGE;
+    let page: Uint32Array = NO_PAGE;
     await readPadded(storage, references.fileBytes, offset, this.#bytes);
     let firstChanged = -1;
     let lastChanged = -1;

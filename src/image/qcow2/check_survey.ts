@@ -63,25 +63,24 @@ export async function survey(options: SurveyOptions): Promise<Survey> {
   return { context, references, stored, statistics };
 }
 
-/** The L1 tables of snapshots that can be where they should be. */
+/** The L1 tables of snapshots. */
 function snapshotTables({ entries }: SnapshotTable, { header, findings, references }: WalkContext): L1Place[] {
   if (header.externalData && entries.length > 0) {
     findings.corruption(`ERROR ${entries.length} snapshots in image with data file`);
   }
-  const tables: L1Place[] = [];
-  for (const { id, name, l1Offset, l1Entries } of entries) {
+  return entries.map(({ id, name, l1Offset, l1Entries }) => {
+    const place = { offset: l1Offset, entries: l1Entries };
     const who = `ERROR snapshot ${snapshotText(id)} (${snapshotText(name)})`;
     if (l1Offset % references.clusterBytes !== 0) {
-      const where = `l1_offset=${l1Offset === 0 ? "0" : `0x${BigInt(l1Offset).toString(16)}`}`;
-      findings.corruption(`${who} ${where}: L1 table is not cluster aligned; snapshot table entry corrupted`);
-    } else if (l1Entries > L1_MAX_BYTES / 8) {
-      const size = `l1_size=0x${l1Entries.toString(16)}`;
-      findings.corruption(`${who} ${size}: L1 table is too large; snapshot table entry corrupted`);
-    } else {
-      tables.push({ offset: l1Offset, entries: l1Entries });
+      const where = `l1_offset=0x${BigInt(l1Offset).toString(16)}`;
+      return { ...place, fault: `${who} ${where}: L1 table is not cluster aligned; snapshot table entry corrupted` };
     }
-  }
-  return tables;
+    if (l1Entries > L1_MAX_BYTES / 8) {
+      const size = `l1_size=0x${l1Entries.toString(16)}`;
+      return { ...place, fault: `${who} ${size}: L1 table is too large; snapshot table entry corrupted` };
+    }
+    return place;
+  });
 }
 
 /** The report of what has been found so far. */

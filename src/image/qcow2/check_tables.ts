@@ -29,6 +29,8 @@ import {
 export interface L1Place {
   readonly offset: number;
   readonly entries: number;
+  /** Why it can't be there: then it is reported, and not walked. */
+  readonly fault?: string;
 }
 
 /** What the active tables say of the disk's clusters. */
@@ -137,6 +139,7 @@ export async function walkL1Tables(
   const { references, findings, budget, onProgress } = context;
   const uses = new TableUses(references, budget);
   for (const table of tables) {
+    if (table.fault !== undefined) continue;
     budget.spend(Math.max(0, Math.min(table.entries, (references.fileBytes - table.offset) / 8)));
     await readL1(context, table, (view, count) => {
       for (let at = 0; at < count * 8; at += 8) {
@@ -150,6 +153,10 @@ export async function walkL1Tables(
   /** Lines about tables that are used again. */
   const said = new Map<number, readonly string[]>();
   for (const table of tables) {
+    if (table.fault !== undefined) {
+      findings.corruption(table.fault);
+      continue;
+    }
     references.add(table.offset, table.entries * 8);
     await readL1(context, table, async (view, count, first) => {
       for (let i = 0; i < count; i++) {
@@ -242,7 +249,7 @@ class L2Walk {
     // In clusters, as is everything here: most of a check's time goes by in this loop.
     let next = 0;
     let pageNumber = -1;
-    let page = NO_PAGE;
+    let page: Uint32Array = NO_PAGE;
     for (let at = 0; at < clusterBytes; at += step) {
       const high = view.getUint32(at);
       const low = view.getUint32(at + 4);

@@ -101,6 +101,8 @@ export class ClusterWriter {
   #isPrivate(kind: number): boolean {
     const { file, mapping } = this.#tables;
     if (kind === COMPRESSED || !mapping.entry.placed) return false;
+    // A place behind the end, of a cluster that reads as zeros: nobody has looked at it so far.
+    if (kind === ZERO && mapping.entry.hostOffset >= file.endBytes && !file.header.externalData) return false;
     return file.header.externalData || mapping.entry.copied;
   }
 

@@ -53,7 +53,12 @@ export async function createQcow2(
   const layout = layoutOf(complete);
   const first = firstCluster(complete, layout, storage.name);
   await empty(storage);
-  if (dataStorage !== undefined) await createRaw(dataStorage, complete.sizeBytes, complete.preallocation);
+  if (dataStorage !== undefined) {
+    const { sizeBytes, clusterBytes, preallocation } = complete;
+    // As in QEMU: clusters that the tables say are there are there as a whole.
+    const unit = preallocation === "off" ? SECTOR_BYTES : clusterBytes;
+    await createRaw(dataStorage, Math.ceil(sizeBytes / unit) * unit, preallocation);
+  }
   await writeRefcounts(storage, complete, layout);
   await writeTables(storage, complete, layout);
   if (complete.preallocation !== "off" && complete.dataFileName === null) {
@@ -167,7 +172,7 @@ function firstCluster(options: CompleteOptions, layout: Layout, path: string): U
     const { backingName, backingFormat } = options;
     const what = backingName === null
       ? "Could not update qcow2 header"
-      : `Could not assign backing file '${backingName}' with format '${backingFormat ?? "(null)"}'`;
+      : `Could no assign backing file '${backingName}' with format '${backingFormat ?? "(null)"}'`;
     throw new CreateOptionsError(`${what}: No space left on device`, error.hint);
   }
 }

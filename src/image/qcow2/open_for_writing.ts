@@ -12,7 +12,7 @@ import type { Qcow2Mapping } from "./mapping.ts";
 import { Qcow2File } from "./qcow2_file.ts";
 import { AUTOCLEAR } from "./qcow2_layout.ts";
 import { Refcounts } from "./refcounts.ts";
-import { readSnapshotTable } from "./snapshot_table.ts";
+import { readSnapshotTable, type SnapshotTable } from "./snapshot_table.ts";
 import { WriteBack } from "./write_back.ts";
 import { Qcow2Writer } from "./writer.ts";
 
@@ -65,13 +65,12 @@ export async function openWriter(
   const cacheBytes = mapping.cache.capacity * mapping.sliceBytes * REFCOUNT_CACHE_PART;
   const refcounts = await Refcounts.open(file, cacheBytes);
   const tables = new WriteBack(file, mapping, refcounts, options.discards ?? true);
-  await noteSnapshots(tables);
+  noteSnapshots(tables, await readSnapshotTable(storage, header));
   return new Qcow2Writer(tables, old);
 }
 
 /** Tells the overlap checks where the snapshot table, and the L1 tables of snapshots, are. */
-export async function noteSnapshots({ file }: WriteBack): Promise<void> {
-  const { snapshots, lengthBytes } = await readSnapshotTable(file.storage, file.header);
+export function noteSnapshots({ file }: WriteBack, { snapshots, lengthBytes }: SnapshotTable): void {
   const { metadata, header } = file;
   metadata.setRanges("snapshot table", [{ offset: header.snapshotsOffset, lengthBytes }]);
   const tables = snapshots.map(({ l1Offset, l1Entries }) => ({ offset: l1Offset, lengthBytes: l1Entries * 8 }));

@@ -162,6 +162,7 @@ export class Qcow2File {
     const header = { ...this.header, ...change };
     const sector = new Uint8Array(Math.min(HEADER_SECTOR_BYTES, this.endBytes));
     await this.storage.read(0, SegmentList.over(sector));
+    const before = sector.slice();
     const view = new DataView(sector.buffer);
     const u64 = (at: number, value: number | bigint) => view.setBigUint64(at, BigInt(value));
     // What was read was rounded down to whole sectors; the file keeps its own number until the size changes.
@@ -177,12 +178,34 @@ export class Qcow2File {
       u64(HEADER.compatibleFeatures, header.compatible);
       u64(HEADER.autoclearFeatures, header.autoclear);
     }
-    await this.storage.write(0, SegmentList.over(sector));
+    try {
+      await this.storage.write(0, SegmentList.over(sector));
+    } catch (error) {
+      await this.#restore(before, error);
+      throw error;
+    }
     this.header = {
       ...header,
       dirty: (header.incompatible & INCOMPATIBLE.dirty) !== 0n,
       corrupt: (header.incompatible & INCOMPATIBLE.corrupt) !== 0n,
     };
+  }
+
+  /** A header that failed to be written may be in the file or not; go on only with what is known to be there. */
+  async #restore(sector: Uint8Array, cause: unknown): Promise<void> {
+    try {
+      await this.storage.write(0, SegmentList.over(sector));
+    } catch {
+      const reason = "The header could not be written; the image is not written any more";
+      this.damage ??= new BlockError({
+        kind: "io",
+        path: this.storage.name,
+        operation: "write",
+        offset: 0,
+        reason,
+        cause,
+      });
+    }
   }
 
   #touch(end: number): void {

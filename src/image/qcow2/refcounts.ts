@@ -71,36 +71,41 @@ export class Refcounts {
     return this.entries.get(slice, cluster % this.#entriesPerSlice);
   }
 
+  /** The count of a cluster, if it is in memory; else it has to be waited for. */
+  getCached(cluster: number): number | undefined {
+    const slice = this.cache.get(Math.floor(cluster / this.#entriesPerSlice));
+    return slice === undefined ? undefined : this.entries.get(slice, cluster % this.#entriesPerSlice);
+  }
+
   /**
    * Raises or lowers the counts of clusters that follow each other.
    *
-   * @returns what the count of the first has become
+   * @param onFree told of each cluster whose count has become 0
    * @throws BlockError when a count would be too large for its width, or below 0
    */
-  async add(first: number, clusters: number, change: number): Promise<number> {
+  async add(first: number, clusters: number, change: number, onFree?: (cluster: number) => void): Promise<void> {
     await this.#beforeChange();
-    let result = 0;
-    for (let i = 0; i < clusters; i++) {
-      const cluster = first + i;
+    const end = first + clusters;
+    for (let cluster = first; cluster < end;) {
+      const isCounted = this.#blockOffset(Math.floor(cluster / this.#entriesPerBlock)) !== 0;
+      if (change < 0 && !isCounted) throw this.#underflow(cluster);
       const slice = await this.#dirtySlice(cluster);
-      const index = cluster % this.#entriesPerSlice;
-      const value = this.entries.get(slice, index) + change;
-      if (value < 0) {
-        throw this.#file.damaged(
-          "Refcount underflow: a cluster in use is counted as free",
-          cluster * this.#clusterBytes,
-        );
+      const sliceEnd = Math.min(end, (Math.floor(cluster / this.#entriesPerSlice) + 1) * this.#entriesPerSlice);
+      for (; cluster < sliceEnd; cluster++) {
+        const index = cluster % this.#entriesPerSlice;
+        const value = this.entries.get(slice, index) + change;
+        if (value < 0) throw this.#underflow(cluster);
+        if (value > this.entries.max) {
+          // What was changed so far is taken back: an image that cannot be written as asked is as it was.
+          if (cluster > first) await this.add(first, cluster - first, -change);
+          throw this.#overflow(cluster);
+        }
+        this.entries.set(slice, index, value);
+        if (value > 0) continue;
+        if (cluster < this.#hint) this.#hint = cluster;
+        onFree?.(cluster);
       }
-      if (value > this.entries.max) {
-        // What was changed so far is taken back: an image that cannot be written as asked is as it was.
-        if (i > 0) await this.add(first, i, -change);
-        throw this.#overflow(cluster);
-      }
-      this.entries.set(slice, index, value);
-      if (value === 0 && cluster < this.#hint) this.#hint = cluster;
-      if (i === 0) result = value;
     }
-    return result;
   }
 
   /**
@@ -271,9 +276,10 @@ export class Refcounts {
     await this.#file.write("refcount table", tableOffset, tableBytes(table));
     await this.#file.barrier();
     await this.#file.writeHeader({ refcountTableOffset: tableOffset, refcountTableClusters: tableClusters });
-    await this.#file.barrier();
+    // Memory follows the header, whether the barrier succeeds or not.
     this.#table = table;
     this.#noteTable();
+    await this.#file.barrier();
     const old = header.refcountTableOffset / this.#clusterBytes;
     await this.add(old, header.refcountTableClusters, -1);
     // Ranges before the area that have no block yet are as they were.
@@ -304,6 +310,10 @@ export class Refcounts {
     const lengthBytes = header.refcountTableClusters * this.#clusterBytes;
     metadata.setRanges("refcount table", [{ offset: header.refcountTableOffset, lengthBytes }]);
     metadata.setTables("refcount block", this.#table.filter((offset) => offset !== 0));
+  }
+
+  #underflow(cluster: number): BlockError {
+    return this.#file.damaged("Refcount underflow: a cluster in use is counted as free", cluster * this.#clusterBytes);
   }
 
   #overflow(cluster: number): BlockError {

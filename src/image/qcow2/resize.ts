@@ -2,7 +2,8 @@
  * Changes the size of a qcow2 image's disk.
  *
  * Growing: the L1 table grows first, then what must read as zeros is made so, and at last one sector of the header has
- * the new size. Shrinking: first the entries behind the new end go, then the size changes, then the file is cut.
+ * the new size. Shrinking: first the size changes, then the entries behind the new end go, then the file is cut; so a
+ * crash leaves the old disk or the new one. What it leaves behind the end goes when the disk grows again.
  *
  * @module
  */
@@ -73,18 +74,18 @@ async function growL1(tables: WriteBack, sizeBytes: number): Promise<void> {
   // The counts of its clusters first, then what refers to it.
   await tables.flush();
   await file.writeHeader({ l1Offset, l1Entries });
-  await file.barrier();
+  // Memory follows the header, whether the barrier succeeds or not.
   mapping.resizeL1(new DataView(bytes.buffer, 0, l1Entries * 8), l1Offset);
   tables.noteTables();
+  await file.barrier();
   if (had > 0) tables.release(oldOffset, clusters(had));
 }
 
 async function shrink(tables: WriteBack, sizeBytes: number): Promise<void> {
   const { file } = tables;
-  await dropFrom(tables, sizeBytes);
-  await tables.flush();
   await file.writeHeader({ sizeBytes });
   await file.barrier();
+  await dropFrom(tables, sizeBytes);
   if (file.header.externalDataRaw) await file.data.truncate(sizeBytes);
   await tables.finish();
   await tables.cut();

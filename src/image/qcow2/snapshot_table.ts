@@ -35,7 +35,7 @@ export interface Snapshot {
 
 /** The table, and how much of the file it takes. */
 export interface SnapshotTable {
-  readonly snapshots: Snapshot[];
+  readonly snapshots: readonly Snapshot[];
   readonly lengthBytes: number;
 }
 
@@ -65,7 +65,7 @@ const NO_ICOUNT = 2n ** 64n - 1n;
  *
  * @throws BlockError
  */
-export async function readSnapshots(storage: Storage, header: Qcow2Header): Promise<Snapshot[]> {
+export async function readSnapshots(storage: Storage, header: Qcow2Header): Promise<readonly Snapshot[]> {
   return (await readSnapshotTable(storage, header)).snapshots;
 }
 

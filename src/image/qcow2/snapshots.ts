@@ -31,16 +31,17 @@ export async function createSnapshot(tables: WriteBack, name: string, dateMillis
   if (snapshots.length >= SNAPSHOTS_MAX) throw refused(tables, `There are ${SNAPSHOTS_MAX} snapshots already`);
   const numbers = snapshots.map(({ id }) => /^\d{1,15}$/.test(id) ? Number(id) : 0);
   const id = String(1 + Math.max(0, ...numbers));
-  await file.setDirty(true);
+  await beginCounting(tables);
   const l1 = new Uint8Array(header.l1Entries * 8);
   l1.set(new Uint8Array(mapping.l1.buffer, mapping.l1.byteOffset, l1.byteLength));
   const view = new DataView(l1.buffer);
   // The flag means nothing in a table that is not the active one.
   for (let at = 0; at < l1.byteLength; at += 8) view.setUint32(at, view.getUint32(at) & ~COPIED_HIGH);
   const l1Offset = await writeNew(tables, l1);
-  await countTree(tables, view, 1);
+  await countNew(tables, view, l1Offset, l1.byteLength);
+  // Before anything can refer to the snapshot: a cluster of its must not be written in place.
   await tables.flush();
-  await setCopiedFlags(tables);
+  await tables.settle();
   await writeTable(tables, [...snapshots, {
     id,
     name,
@@ -68,18 +69,18 @@ export async function applySnapshot(tables: WriteBack, idOrName: string): Promis
   const entries = Math.max(snapshot.l1Entries, Math.ceil(snapshot.diskBytes / mapping.tableSpan));
   const l1 = new Uint8Array(entries * 8);
   l1.set(new Uint8Array(kept.buffer));
-  await file.setDirty(true);
-  await countTree(tables, kept, 1);
+  await beginCounting(tables);
   const l1Offset = await writeNew(tables, l1);
+  await countNew(tables, kept, l1Offset, l1.byteLength);
   await tables.flush();
   await file.writeHeader({ l1Offset, l1Entries: entries, sizeBytes: snapshot.diskBytes });
-  await file.barrier();
+  // Memory follows the header, whether the barrier succeeds or not.
   mapping.replaceL1(new DataView(l1.buffer), l1Offset);
   tables.noteTables();
+  await file.barrier();
   await countTree(tables, old, -1);
   if (oldEntries > 0) tables.release(oldOffset, clustersOf(tables, oldEntries * 8));
   await tables.flush();
-  await setCopiedFlags(tables);
 }
 
 /** Deletes a snapshot, and frees what only it used. The image is clean, and nobody writes. */
@@ -88,12 +89,17 @@ export async function deleteSnapshot(tables: WriteBack, idOrName: string): Promi
   const snapshots = await readSnapshots(file.storage, file.header);
   const snapshot = findSnapshot(tables, snapshots, idOrName);
   const l1 = await readL1(tables, snapshot);
-  await file.setDirty(true);
+  await beginCounting(tables);
   await writeTable(tables, snapshots.filter((other) => other !== snapshot));
   await countTree(tables, l1, -1);
   if (snapshot.l1Entries > 0) tables.release(snapshot.l1Offset, clustersOf(tables, l1.byteLength));
   await tables.flush();
-  await setCopiedFlags(tables);
+}
+
+/** From here on counts and flags may differ, until the flags have been set again: at the end, whatever fails before. */
+async function beginCounting(tables: WriteBack): Promise<void> {
+  await tables.file.setDirty(true);
+  tables.unsettled = () => setCopiedFlags(tables);
 }
 
 /** The snapshot that is meant: by its id, or else its name. */
@@ -141,9 +147,9 @@ async function writeTable(tables: WriteBack, snapshots: readonly Snapshot[]): Pr
   const snapshotsOffset = snapshots.length === 0 ? 0 : await writeNew(tables, bytes);
   await tables.flush();
   await file.writeHeader({ snapshotsOffset, snapshotCount: snapshots.length });
+  noteSnapshots(tables, { snapshots, lengthBytes: bytes.byteLength });
   await file.barrier();
   if (oldBytes > 0) tables.release(oldOffset, clustersOf(tables, oldBytes));
-  await noteSnapshots(tables);
 }
 
 /** What a tree of tables refers to: clusters in a row. */
@@ -163,6 +169,16 @@ async function countTree(tables: WriteBack, l1: DataView, change: 1 | -1): Promi
   } catch (error) {
     // A count that can't be higher: the others are as they were before.
     if (change === 1 && tables.file.damage === null) await takeBack(tables, l1, done);
+    throw error;
+  }
+}
+
+/** Counts what a new L1 table refers to; takes the table back where that can't be. */
+async function countNew(tables: WriteBack, l1: DataView, l1Offset: number, lengthBytes: number): Promise<void> {
+  try {
+    await countTree(tables, l1, 1);
+  } catch (error) {
+    await tables.giveBack(l1Offset, Math.max(1, clustersOf(tables, lengthBytes)));
     throw error;
   }
 }
@@ -197,7 +213,13 @@ async function* placesIn(tables: WriteBack, l1: DataView): Places {
         throw corrupt(file.storage.name, "read", reason, offset + at);
       }
       if (kind === COMPRESSED) yield compressedClusters(entry, clusterBytes);
-      else if (entry.placed) yield { first: entry.hostOffset / clusterBytes, clusters: 1 };
+      else if (entry.placed) {
+        // To count what is far behind the end would make tables for all that is between.
+        if (entry.hostOffset >= file.endBytes) {
+          throw corrupt(file.storage.name, "read", "An entry of an L2 table lies behind the end", offset + at);
+        }
+        yield { first: entry.hostOffset / clusterBytes, clusters: 1 };
+      }
     }
   }
 }
@@ -224,10 +246,11 @@ async function setSliceFlags(tables: WriteBack, start: number): Promise<void> {
   const key = start / mapping.sliceSpan;
   for (let at = start; at < start + mapping.sliceSpan; at += file.clusterBytes) {
     const place = mapping.inSlice(at);
-    const kind = mapping.entry.read(await tables.slice(at), place, at);
+    const kind = mapping.entry.read(mapping.cache.get(key) ?? await tables.slice(at), place, at);
     const { placed, copied, hostOffset } = mapping.entry;
     if (kind === COMPRESSED || kind === CORRUPT || !placed) continue;
-    const isAlone = await refcounts.get(hostOffset / file.clusterBytes) === 1;
+    const cluster = hostOffset / file.clusterBytes;
+    const isAlone = (refcounts.getCached(cluster) ?? await refcounts.get(cluster)) === 1;
     if (isAlone === copied) continue;
     const slice = await mapping.cache.dirty(key, mapping.sliceOffset(mapping.tableOffset(mapping.l1Index(at)), at));
     const high = slice.getUint32(place);

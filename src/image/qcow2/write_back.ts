@@ -64,6 +64,8 @@ export class WriteBack {
   readonly #newTables = new Set<number>();
   /** Clusters that will be referred to once less, when the file does not say otherwise any more. */
   #released: { first: number; clusters: number }[] = [];
+  /** What has to be done before the image can be called clean; tried again until it succeeds. */
+  unsettled: (() => Promise<void>) | null = null;
   /** Told of each cluster that has become free: whoever holds on to it must let go. */
   readonly freeListeners: ((cluster: number) => void)[] = [];
 
@@ -77,7 +79,8 @@ export class WriteBack {
 
   /** Whether a flush has more to do than to flush the storage. */
   get isDirty(): boolean {
-    return this.mapping.cache.dirtyCount > 0 || this.#dirtyL1.size > 0 || this.#released.length > 0 ||
+    return this.unsettled !== null || this.mapping.cache.dirtyCount > 0 || this.#dirtyL1.size > 0 ||
+      this.#released.length > 0 ||
       (!this.#isLazy && this.refcounts.cache.dirtyCount > 0);
   }
 
@@ -125,6 +128,7 @@ export class WriteBack {
   async finish(): Promise<void> {
     this.file.assertSound();
     await this.flush();
+    await this.settle();
     const { file, refcounts } = this;
     const counts = refcounts.cache.dirtyKeys();
     if (counts.length > 0) {
@@ -133,6 +137,12 @@ export class WriteBack {
       refcounts.cache.settle(counts);
     }
     if (file.header.dirty) await file.setDirty(false);
+  }
+
+  /** Does what is left to do, if anything. */
+  async settle(): Promise<void> {
+    await this.unsettled?.();
+    this.unsettled = null;
   }
 
   /** One reference less to each of so many clusters, as soon as the file has none of those that are given up now. */
@@ -268,19 +278,16 @@ export class WriteBack {
     if (released.length === 0) return;
     // Somebody may still be reading or writing where he was told to before; nobody else may get that place.
     await this.inFlight.settle();
-    let free = { first: 0, clusters: 0 };
     for (const { first, clusters } of released) {
-      for (let cluster = first; cluster < first + clusters; cluster++) {
-        if (await this.refcounts.add(cluster, 1, -1) > 0) continue;
+      const free: { first: number; clusters: number }[] = [];
+      await this.refcounts.add(first, clusters, -1, (cluster) => {
         this.freeListeners.forEach((listener) => listener(cluster));
-        if (free.first + free.clusters === cluster) free.clusters++;
-        else {
-          await this.#discard(free);
-          free = { first: cluster, clusters: 1 };
-        }
-      }
+        const last = free.at(-1);
+        if (last !== undefined && last.first + last.clusters === cluster) last.clusters++;
+        else free.push({ first: cluster, clusters: 1 });
+      });
+      for (const run of free) await this.#discard(run);
     }
-    await this.#discard(free);
   }
 
   async #discard({ first, clusters }: { first: number; clusters: number }): Promise<void> {

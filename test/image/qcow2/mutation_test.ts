@@ -9,6 +9,7 @@ import { BlockError } from "../../../src/storage/block_error.ts";
 import { MemoryStorage } from "../../../src/storage/memory.ts";
 import { forSeedsAsync, type Random } from "../../random.ts";
 import { build, type Built, type Plan, storageOf } from "./build.ts";
+import { change } from "./mutate.ts";
 
 const packed = new Uint8Array(zlib.deflateRawSync(new Uint8Array(512).fill(8)));
 const packedZstd = new Uint8Array(zlib.zstdCompressSync(new Uint8Array(16384).fill(8)));
@@ -33,41 +34,11 @@ const MUTATIONS = 24_000;
 /** Most bytes that are read from the start of a mutated disk, and again before its end. */
 const READ_BYTES = 1 << 17;
 
-/** Numbers that end loops late, or overflow, or are nearly right. */
-const NASTY = [
-  0n,
-  1n,
-  511n,
-  512n,
-  0xffffn,
-  1n << 31n,
-  (1n << 32n) - 1n,
-  1n << 53n,
-  1n << 62n,
-  1n << 63n,
-  (1n << 64n) - 1n,
-];
-
-function mutate({ bytes, view, l1Offset, dataOffset }: Built, random: Random): void {
+function mutate({ bytes, l1Offset, dataOffset }: Built, random: Random): void {
   // Half of the changes go to the header, the others to anything before the data.
   for (let n = random.between(1, 3); n > 0; n--) {
     const at = random.oneIn(2) ? random.below(160) : l1Offset + random.below(dataOffset - l1Offset);
-    switch (random.below(5)) {
-      case 0:
-        bytes[at] ^= 1 << random.below(8);
-        break;
-      case 1:
-        bytes[at] = random.below(256);
-        break;
-      case 2:
-        view.setUint32(at & ~3, Number(random.pick(NASTY) & 0xffffffffn));
-        break;
-      case 3:
-        view.setBigUint64(at & ~7, random.pick(NASTY) + BigInt(random.below(3)) & (1n << 64n) - 1n);
-        break;
-      default:
-        bytes.copyWithin(at, random.below(dataOffset), random.below(dataOffset));
-    }
+    change(bytes, at, dataOffset, random);
   }
 }
 

@@ -1,0 +1,164 @@
+/**
+ * `vblk map`: which parts of a disk are in which file of its chain, where, and which are zeros.
+ *
+ * @module
+ */
+
+import { type ChainExtent, mapChain } from "../image/map_chain.ts";
+import type { LongOption } from "../script/getopt.ts";
+import type { Output } from "../script/session.ts";
+import { fullMap } from "./holes.ts";
+import type { Subcommand } from "./main.ts";
+import { ending, imageArguments, ImageCommandError, numberOption, openForCommand, usage } from "./qemu_img.ts";
+
+const HELP = [
+  "Usage: vblk map [-f FORMAT] [-s OFFSET] [-l LENGTH] [--output human|json] [-U] IMAGE",
+  "",
+  "Prints which parts of the disk are in which file of the chain, and where. Parts that read as zeros are in the",
+  "JSON form only.",
+  "",
+  "  -f, --format FORMAT        raw or qcow2; found out when not given",
+  "  -s, --start-offset OFFSET  where to start (default: 0)",
+  "  -l, --max-length LENGTH    how far to go (default: to the end of the disk)",
+  "      --output human|json    text in columns (default), or JSON with what is zero, compressed or behind other images",
+  "  -U, --force-share          take no lock: for an image that a machine uses now",
+  "  -h, --help                 this text",
+  "",
+  "Holes in raw files are found by looking for zeros.",
+  "",
+  "Example: vblk map --output=json disk.qcow2",
+];
+
+const LONGS: readonly LongOption[] = [
+  { name: "format", value: "required", letter: "f" },
+  { name: "start-offset", value: "required", letter: "s" },
+  { name: "max-length", value: "required", letter: "l" },
+  { name: "output", value: "required" },
+  { name: "force-share", value: "none", letter: "U" },
+];
+
+/** The subcommand. */
+export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+
+interface MapOptions {
+  format?: string;
+  start: number;
+  length: number;
+  json: boolean;
+  share: boolean;
+}
+
+async function run(args: readonly string[], output: Output): Promise<number> {
+  const given = imageArguments("map", args, "f:s:l:U", LONGS);
+  if (given === null) {
+    output.out(HELP);
+    return 0;
+  }
+  const options: MapOptions = { start: 0, length: Infinity, json: false, share: false };
+  for (const { name, value } of given.options) readOption(options, name, value ?? "");
+  if (given.operands.length !== 1) throw usage("map", "Expecting one image file name");
+  const { format, share, start, length, json } = options;
+  const image = await openForCommand(given.operands[0], { format, share, readOnly: true });
+  try {
+    const end = Math.min(start + length, image.sizeBytes);
+    const maps = mapChain(image, start, Math.max(0, end - start), fullMap());
+    if (json) await printJson(merged(maps), start, output);
+    else await printText(merged(maps), output);
+  } finally {
+    await image.close();
+  }
+  return 0;
+}
+
+function readOption(options: MapOptions, name: string, value: string): void {
+  switch (name) {
+    case "f":
+      options.format = value;
+      break;
+    case "s":
+      options.start = numberOption("start offset", value);
+      break;
+    case "l":
+      options.length = numberOption("max length", value);
+      break;
+    case "U":
+      options.share = true;
+      break;
+    case "output":
+      if (value !== "human" && value !== "json") {
+        throw usage("map", "--output must be used with human or json as argument.");
+      }
+      options.json = value === "json";
+  }
+}
+
+/** Joins neighbours that nothing tells apart, over the ends of windows too. */
+async function* merged(windows: AsyncIterable<ChainExtent[]>): AsyncGenerator<ChainExtent> {
+  const pending: ChainExtent[] = [];
+  for await (const extents of windows) {
+    for (const extent of extents) {
+      const last = pending.pop();
+      if (last !== undefined && goesOn(last, extent)) {
+        pending.push({ ...last, lengthBytes: last.lengthBytes + extent.lengthBytes });
+        continue;
+      }
+      if (last !== undefined) yield last;
+      pending.push(extent);
+    }
+  }
+  yield* pending;
+}
+
+function goesOn(last: ChainExtent, next: ChainExtent): boolean {
+  if (last.zero !== next.zero || last.data !== next.data || last.compressed !== next.compressed) return false;
+  if (last.depth !== next.depth || last.present !== next.present) return false;
+  if (last.hostOffset === undefined || next.hostOffset === undefined) return last.hostOffset === next.hostOffset;
+  return last.hostOffset + last.lengthBytes === next.hostOffset;
+}
+
+async function printText(extents: AsyncIterable<ChainExtent>, output: Output): Promise<void> {
+  output.out([row("Offset", "Length", "Mapped to", "File")]);
+  for await (const { guestOffset, lengthBytes, data, zero, hostOffset, image } of extents) {
+    if (!data) continue;
+    if (hostOffset === undefined) {
+      throw new ImageCommandError("File contains external, encrypted or compressed clusters.", {
+        hint: "--output=json prints those too",
+      });
+    }
+    if (!zero) output.out([row(hex(guestOffset), hex(lengthBytes), hex(hostOffset), fileOf(image))]);
+  }
+}
+
+function row(...[offset, length, host, file]: string[]): string {
+  return `${offset.padEnd(16)}${length.padEnd(16)}${host.padEnd(16)}${file}`;
+}
+
+/** As printf's `%#x` prints it: zero has no prefix. */
+function hex(value: number): string {
+  return value === 0 ? "0" : `0x${value.toString(16)}`;
+}
+
+/** The file that holds an image's data. */
+function fileOf(image: ChainExtent["image"]): string {
+  const { dataStorage } = image as { readonly dataStorage?: { readonly name: string } };
+  return dataStorage?.name ?? image.name;
+}
+
+async function printJson(extents: AsyncIterable<ChainExtent>, start: number, output: Output): Promise<void> {
+  let line = "";
+  for await (const extent of extents) {
+    if (line !== "") output.out([`${line},`]);
+    line = `${line === "" ? "[" : ""}${jsonOf(extent)}`;
+  }
+  if (line === "") {
+    // QEMU prints a run of nothing for an empty range.
+    line = `[{ "start": ${start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false}`;
+  }
+  output.out([`${line}]`]);
+}
+
+function jsonOf({ guestOffset, lengthBytes, depth, present, zero, data, hostOffset }: ChainExtent): string {
+  const place = hostOffset === undefined ? "" : `, "offset": ${hostOffset}`;
+  return `{ "start": ${guestOffset}, "length": ${lengthBytes}, "depth": ${depth}, "present": ${present}, ` +
+    `"zero": ${zero}, "data": ${data}${place}}`;
+}
