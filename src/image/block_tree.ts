@@ -147,6 +147,7 @@ export function dataFileOpener(
 export function inChild(node: NodeOptions, what: string, cause: unknown): unknown {
   if (!(cause instanceof BlockError)) return cause;
   const { message, reason, hint } = cause;
-  const why = cause instanceof BlockOptionError ? reason : message;
+  const isAboutOptions = cause instanceof BlockOptionError || reason.startsWith("Image is not in ");
+  const why = isAboutOptions ? reason : message;
   return node.error(`Could not open ${what}: ${why}`, hint);
 }

@@ -104,7 +104,7 @@ async function opening(name: string | null, word: number, action: () => Promise<
 /** Why an image could not be opened, as qemu-io says it; `null` stands for one that was named by options. */
 export function openFailure(name: string | null, error: BlockError): string {
   // What is wrong with the options, or a format that is not known, never came near the file.
-  const isAboutOptions = error instanceof BlockOptionError || error.reason.startsWith("Unknown driver");
+  const isAboutOptions = error instanceof BlockOptionError || /^(Unknown driver|Image is not in) /.test(error.reason);
   return `can't open${name === null ? "" : ` device ${name}`}: ${isAboutOptions ? error.reason : error.message}`;
 }
 

@@ -91,6 +91,7 @@ const CASES = `
 -O raw -o cluster_size=4k, BASE
 -O qcow2 -o data_file=foo --size 1G
 -O foo --size 1M
+-O qcow2 -o cluster_size=512 DISK
 -O qcow2 -l none DISK
 -O qcow2 -l snapshot.foo=x DISK
 nonexist
@@ -107,6 +108,8 @@ Deno.test({
     const words: Record<string, string> = { BASE: folder.file("base"), DISK: folder.file("disk") };
     await start("qemu-img", "create", "-q", "-f", "raw", words.BASE, "1M");
     await start("qemu-img", "create", "-q", "-f", "qcow2", words.DISK, "1M");
+    // Its entry in the directory just does not fit into a cluster of 512 bytes.
+    await start("qemu-img", "bitmap", "--add", words.DISK, "b".repeat(489));
     await sameAsQemuImg(["measure"]);
     for (const line of CASES.trim().split("\n")) {
       await sameAsQemuImg(["measure", ...line.split(" ").map((word) => words[word] ?? word)]);

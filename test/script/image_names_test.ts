@@ -87,7 +87,7 @@ const ARGUMENTS: readonly Arguments[] = [
   ...[null, { driver: "raw", offset: 512 }, { driver: "qcow2" }, { foo: 1 }, { "file.filename": "DIR/missing" }, {
     driver: "raw",
     "file.filename": "DIR/y.raw",
-  }, { driver: "null-co", "read-zeroes": true }]
+  }]
     .map((backing) => [
       ...["-r", "-c", "read -v 0 16", "-c", "read -P 0 0 512", "-c", "map"],
       `json:${JSON.stringify({ driver: "qcow2", "file.filename": "DIR/o.qcow2", backing })}`,
@@ -123,6 +123,7 @@ const ARGUMENTS: readonly Arguments[] = [
   named("file:DIR/x.raw"),
   named("DIR/foo:x"),
   named("DIR/x.raw", "-f", "file"),
+  named("DIR/x.raw", "-f", "qcow2"),
   named("blkdebug::DIR/x.raw"),
   named("blkdebug::DIR/x.raw", "-f", "raw"),
   named("blkdebug:DIR/x.raw"),

@@ -172,7 +172,7 @@ function firstCluster(options: CompleteOptions, layout: Layout, path: string): U
     const { backingName, backingFormat } = options;
     const what = backingName === null
       ? "Could not update qcow2 header"
-      : `Could no assign backing file '${backingName}' with format '${backingFormat ?? "(null)"}'`;
+      : `Could not assign backing file '${backingName}' with format '${backingFormat ?? "(null)"}'`;
     throw new CreateOptionsError(`${what}: No space left on device`, error.hint);
   }
 }

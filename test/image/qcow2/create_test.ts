@@ -6,6 +6,7 @@ import {
   createQcow2,
   createRaw,
   type Qcow2CreateOptions,
+  refcountClustersFor,
 } from "../../../src/image/qcow2/create.ts";
 import { readHeader } from "../../../src/image/qcow2/header.ts";
 import { Qcow2Image } from "../../../src/image/qcow2/qcow2_image.ts";
@@ -67,6 +68,18 @@ Deno.test("a new image is a disk of zeros, of the size that was asked for", asyn
     assert(bytes.every((byte) => byte === 0));
     await image.close();
   });
+});
+
+Deno.test("refcounts of a new image count themselves, and nothing is wasted", () => {
+  for (let others = 1; others < 3000; others++) {
+    for (const [clusterBytes, bits] of [[512, 64], [512, 16], [1024, 64], [4096, 1]]) {
+      const perBlock = clusterBytes * 8 / bits;
+      const { tableClusters, blocks } = refcountClustersFor(others, clusterBytes, bits);
+      const all = others + tableClusters + blocks;
+      assert(blocks * perBlock >= all && tableClusters * clusterBytes / 8 >= blocks, `${others}`);
+      assert((blocks - 1) * perBlock < all && (tableClusters - 1) * clusterBytes / 8 < blocks, `${others}`);
+    }
+  }
 });
 
 Deno.test("what excludes each other is refused before anything is written", async () => {

@@ -106,14 +106,24 @@ export const DAMAGES: Readonly<Record<string, Damage>> = {
       return entry === 0n ? entry : entry ^ (1n << 63n);
     }),
   l2Bit: (image, random) =>
-    changed(image, pick(random, image.l2Entries()), "bit of L2 entry", (entry) => entry ^ (1n << BigInt(random.below(64)))),
+    changed(
+      image,
+      pick(random, image.l2Entries()),
+      "bit of L2 entry",
+      (entry) => entry ^ (1n << BigInt(random.below(64))),
+    ),
   l2Elsewhere: (image, random) =>
     changed(image, pick(random, image.l2Entries()), "place of L2 entry", (entry) => {
       return (entry & 0xff000000000001ffn) | someCluster(image, random);
     }),
   subclusters: (image, random) => {
     const at = image.entryBytes === 16 ? pick(random, image.l2Entries()) : null;
-    return changed(image, at === null ? null : at + 8, "subclusters", (entry) => entry ^ (1n << BigInt(random.below(64))));
+    return changed(
+      image,
+      at === null ? null : at + 8,
+      "subclusters",
+      (entry) => entry ^ (1n << BigInt(random.below(64))),
+    );
   },
   zeroUnaligned: (image, random) =>
     changed(image, pick(random, image.l2Entries()), "unaligned zero cluster", (entry) => {
