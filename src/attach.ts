@@ -19,7 +19,7 @@ export async function attach(name: string, options: OpenOptions & MachineOptions
   try {
     return await Machine.start(image, options);
   } catch (error) {
-    image.close();
+    await image.close();
     throw error;
   }
 }

@@ -111,7 +111,7 @@ export class Machine {
       await this.guest.driver.stop();
       if (!this.image.readOnly) await this.image.flush();
     } finally {
-      this.image.close();
+      await this.image.close();
     }
   }
 }

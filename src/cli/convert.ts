@@ -185,11 +185,26 @@ async function copy(
   };
   try {
     if (options.compress) await compressed(sources, target as CompressedTarget, clusterBytes, copyOptions);
-    else await copyImages(sources, target, copyOptions);
+    else await plain(sources, target, copyOptions, options.snapshot !== undefined);
   } catch (error) {
     if (!(error instanceof CopyError)) throw error;
     progress.clear();
     throw new ImageCommandError(copyFailure(error), { hint: error.cause.hint, cause: error });
+  }
+}
+
+async function plain(
+  sources: readonly Image[],
+  target: Image,
+  options: CopyOptions,
+  isSnapshot: boolean,
+): Promise<void> {
+  const { readAhead } = await import("./convert_ahead.ts");
+  const reader = await readAhead(sources, isSnapshot) ?? undefined;
+  try {
+    await copyImages(sources, target, { ...options, reader });
+  } finally {
+    reader?.close();
   }
 }
 

@@ -15,6 +15,7 @@ import {
   isOptionList,
   readCreateOptions,
 } from "../image/create_options.ts";
+import type { Image } from "../image/image.ts";
 import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
@@ -163,11 +164,33 @@ function addWishes(values: CreateValues, format: CreateFormat, wishes: Wishes, s
   values.set("size", sizeBytes);
 }
 
+const SAME_FILE = "Error: Trying to create an image with the same filename as the backing file";
+
 function checkBackingName(file: string, values: CreateValues): void {
   const backing = values.get("backing_file");
   if (backing === "") throw new CreateOptionsError("Expected backing file name, got empty string");
-  if (backing === file) {
-    throw new CreateOptionsError("Error: Trying to create an image with the same filename as the backing file");
+  if (backing === file) throw new CreateOptionsError(SAME_FILE);
+}
+
+/** Sees to it that the new image does not replace an image that it would need. QEMU compares the names only. */
+function checkChain(image: Image, path: string): void {
+  const target = identityOf(path);
+  for (let layer: Image | null = image; target !== null && layer !== null; layer = behind(layer)) {
+    if (identityOf(layer.name) === target) throw new CreateOptionsError(SAME_FILE, `'${layer.name}' is the same file`);
+  }
+}
+
+function behind(image: Image & { readonly backing?: Image | null }): Image | null {
+  return image.backing ?? null;
+}
+
+/** The same for all names of a file; `null` when there is none, or nobody knows. */
+function identityOf(path: string): string | null {
+  try {
+    const { dev, ino } = Deno.statSync(path);
+    return ino === null ? null : `${dev}:${ino}`;
+  } catch {
+    return null;
   }
 }
 
@@ -191,6 +214,7 @@ async function useBacking(path: string, values: CreateValues, unsafe: boolean): 
     throw new CreateOptionsError(text, "Could not open backing image: -u makes the image without it");
   });
   try {
+    checkChain(image, path);
     if (format === undefined) {
       throw new CreateOptionsError(
         "Backing file specified without backing format",

@@ -9,6 +9,7 @@ import { type Image, SECTOR_BYTES } from "../image/image.ts";
 import type { MeasureShape } from "../image/qcow2/measure.ts";
 import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
+import { BlockError } from "../storage/block_error.ts";
 import type { Subcommand } from "./main.ts";
 import { ending, imageArguments, ImageCommandError, numberOption, openForCommand, usage } from "./qemu_img.ts";
 
@@ -22,6 +23,7 @@ const HELP = [
   "  -o, --options OPTIONS       of the new image; 'vblk create -o help' lists them",
   "  -s, --size N                a new disk of this size",
   "  -f, --format FORMAT         of IMAGE: raw or qcow2; found out when not given",
+  "      --image-opts            IMAGE is driver=...,file.filename=...",
   "  -l, --snapshot SNAPSHOT     an internal snapshot of IMAGE, by id or name",
   "      --output human|json     text (default), or JSON",
   "  -U, --force-share           take no lock: for an image that a machine uses now",
@@ -38,6 +40,7 @@ const LONGS: readonly LongOption[] = [
   { name: "snapshot", value: "required", letter: "l" },
   { name: "output", value: "required" },
   { name: "force-share", value: "none", letter: "U" },
+  { name: "image-opts", value: "none" },
   { name: "object", value: "required" },
 ];
 
@@ -52,6 +55,7 @@ interface Wishes {
   snapshot?: string;
   json: boolean;
   share: boolean;
+  imageOpts: boolean;
 }
 
 /** What is printed, in bytes. */
@@ -67,7 +71,7 @@ async function run(args: readonly string[], output: Output): Promise<number> {
     output.out(HELP);
     return 0;
   }
-  const wishes: Wishes = { target: "raw", options: [], json: false, share: false };
+  const wishes: Wishes = { target: "raw", options: [], json: false, share: false, imageOpts: false };
   for (const { name, value } of given.options) readOption(wishes, name, value ?? "");
   const name = checkedOperand(given.operands, wishes);
   const image = name === undefined ? null : await openSource(name, wishes);
@@ -104,6 +108,9 @@ function readOption(wishes: Wishes, name: string, value: string): void {
     case "U":
       wishes.share = true;
       break;
+    case "image-opts":
+      wishes.imageOpts = true;
+      break;
     case "output":
       if (value !== "human" && value !== "json") {
         throw usage("measure", "--output must be used with human or json as argument.");
@@ -115,10 +122,13 @@ function readOption(wishes: Wishes, name: string, value: string): void {
   }
 }
 
-function checkedOperand(operands: readonly string[], { format, snapshot, sizeBytes }: Wishes): string | undefined {
+function checkedOperand(
+  operands: readonly string[],
+  { format, snapshot, sizeBytes, imageOpts }: Wishes,
+): string | undefined {
   const [name] = operands;
   if (operands.length > 1) throw usage("measure", "At most one filename argument is allowed.");
-  if (name === undefined && (format !== undefined || snapshot !== undefined)) {
+  if (name === undefined && (imageOpts || format !== undefined || snapshot !== undefined)) {
     throw usage("measure", "--image-opts, -f, and -l require a filename argument.");
   }
   if (name !== undefined && sizeBytes !== undefined) {
@@ -130,11 +140,22 @@ function checkedOperand(operands: readonly string[], { format, snapshot, sizeByt
   return name;
 }
 
-async function openSource(name: string, { format, share, snapshot }: Wishes): Promise<Image> {
-  const image = await openForCommand(name, { format, share, readOnly: true });
+async function openSource(name: string, { format, share, snapshot, imageOpts }: Wishes): Promise<Image> {
+  if (imageOpts && format !== undefined) throw usage("measure", "--image-opts and --format are mutually exclusive");
+  const image = await (imageOpts ? openOptions(name, share) : openForCommand(name, { format, share, readOnly: true }));
   if (snapshot === undefined) return image;
   const { openSnapshotForCommand } = await import("./convert_snapshot.ts");
   return await openSnapshotForCommand(image, snapshot);
+}
+
+async function openOptions(text: string, share: boolean): Promise<Image> {
+  const { openImageOptions } = await import("../image/open.ts");
+  try {
+    return await openImageOptions(text, { share, readOnly: true });
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    throw new ImageCommandError(`Could not open '${text}': ${error.message}`, { hint: error.hint, cause: error });
+  }
 }
 
 async function measure(image: Image | null, wishes: Wishes): Promise<Measures> {

@@ -35,6 +35,18 @@ export interface CopyOptions {
   readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
   /** Most bytes to write in a second. */
   readonly bytesPerSecond?: number;
+  /** Reads ahead on other threads. Only for a single source. */
+  readonly reader?: AheadReader;
+}
+
+/** Reads of a disk that go on while others are written. */
+export interface AheadReader {
+  /** How many reads are worth being under way. */
+  readonly depth: number;
+  /** Reads at most `COPY_CHUNK_BYTES`; when that fails the copy reads again by itself, to learn why. */
+  read(offset: number, lengthBytes: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** Takes back what `read` gave. */
+  recycle(bytes: Uint8Array<ArrayBuffer>): void;
 }
 
 /** What a run of the disks asks for. */
@@ -190,6 +202,7 @@ class PlainCopy {
   readonly #target: Image;
   readonly #options: CopyOptions;
   readonly #buffer = new Uint8Array(COPY_CHUNK_BYTES);
+  readonly #ahead: { offset: number; lengthBytes: number; bytes: Promise<Uint8Array<ArrayBuffer>> }[] = [];
   readonly #rate: RateLimit | null;
 
   constructor(source: CopySource, target: Image, options: CopyOptions) {
@@ -200,29 +213,57 @@ class PlainCopy {
   }
 
   async run(): Promise<void> {
-    const { sparseBytes, targetIsZero, onProgress } = this.#options;
-    const total = this.#source.totalBytes;
+    const { sparseBytes, targetIsZero } = this.#options;
     for await (const { offset, lengthBytes, kind } of this.#source.runs()) {
       const end = offset + lengthBytes;
       if (kind === "data" || (kind === "zero" && sparseBytes === 0)) await this.#copy(offset, end, kind === "zero");
       else if (kind === "zero" && !targetIsZero) await this.#zero(offset, lengthBytes);
-      onProgress?.(end, total);
     }
+    while (this.#ahead.length > 0) await this.#finishFirst();
   }
 
   async #copy(from: number, end: number, zeros: boolean): Promise<void> {
+    const { reader } = this.#options;
     for (let at = from; at < end;) {
       // Up to a multiple of its size, so that units are not split.
       const take = Math.min(COPY_CHUNK_BYTES - at % COPY_CHUNK_BYTES, end - at);
-      const bytes = this.#buffer.subarray(0, take);
-      if (zeros) bytes.fill(0);
-      else await this.#source.read(at, bytes);
-      if (this.#options.sparseBytes === 0) await this.#write(at, bytes);
-      else await this.#writeSparse(at, bytes);
+      if (reader !== undefined && !zeros) await this.#readAhead(reader, at, take);
+      else {
+        const bytes = this.#buffer.subarray(0, take);
+        if (zeros) bytes.fill(0);
+        else await this.#source.read(at, bytes);
+        await this.#finish(at, bytes);
+      }
       at += take;
-      this.#options.onProgress?.(at, this.#source.totalBytes);
-      if (this.#rate !== null) await this.#rate.spend(take);
     }
+  }
+
+  async #readAhead(reader: AheadReader, offset: number, lengthBytes: number): Promise<void> {
+    const bytes = reader.read(offset, lengthBytes);
+    // Looked at when its turn comes.
+    bytes.catch(() => {});
+    this.#ahead.push({ offset, lengthBytes, bytes });
+    if (this.#ahead.length > reader.depth) await this.#finishFirst();
+  }
+
+  async #finishFirst(): Promise<void> {
+    const { offset, lengthBytes, bytes } = this.#ahead.shift()!;
+    const read = await bytes.catch(() => null);
+    if (read !== null) {
+      await this.#finish(offset, read);
+      this.#options.reader!.recycle(read);
+      return;
+    }
+    const again = this.#buffer.subarray(0, lengthBytes);
+    await this.#source.read(offset, again);
+    await this.#finish(offset, again);
+  }
+
+  async #finish(offset: number, bytes: Uint8Array): Promise<void> {
+    if (this.#options.sparseBytes === 0) await this.#write(offset, bytes);
+    else await this.#writeSparse(offset, bytes);
+    this.#options.onProgress?.(offset + bytes.byteLength, this.#source.totalBytes);
+    if (this.#rate !== null) await this.#rate.spend(bytes.byteLength);
   }
 
   /** Writes what is not zeros; zeros between two runs are written with them when they are few. */

@@ -202,6 +202,7 @@ export function qcow2OptionsOf(values: CreateValues): Qcow2CreateOptions {
   const text = (name: string) => values.get(name) as string | undefined;
   const on = (name: string) => values.get(name) as boolean | undefined;
   const number = (name: string) => values.get(name) as number | undefined;
+  const dataFile = text("data_file");
   const preallocation = choice(values, "preallocation", "preallocation", ["off", "metadata", "falloc", "full"]);
   const compression = choice(values, "compression_type", "compression-type", ["zlib", "zstd"]);
   const compat = choice(values, "compat", "version", ["0.10", "1.1", "v2", "v3"]);
@@ -214,7 +215,7 @@ export function qcow2OptionsOf(values: CreateValues): Qcow2CreateOptions {
     preallocation,
     lazyRefcounts: on("lazy_refcounts"),
     refcountBits: number("refcount_bits"),
-    dataFileName: text("data_file"),
+    dataFileName: dataFile === undefined ? undefined : filePath(dataFile),
     dataFileRaw: on("data_file_raw"),
     extendedL2: on("extended_l2"),
     compression,

@@ -230,3 +230,18 @@ Deno.test("create leaves an image alone that somebody uses, and one that it can'
   assertEquals((await runVblk(["create", "-q", "-f", "qcow2", "-o", "cluster_size=3", disk, "1M"])).code, 1);
   assertEquals(Deno.readFileSync(disk), new Uint8Array(4096).fill(5));
 });
+
+Deno.test("create does not replace an image that the new one would need, by whatever name", async () => {
+  using folder = new Folder();
+  const [base, over] = [folder.file("base"), folder.file("over")];
+  Deno.symlinkSync(base, folder.file("link"));
+  assertEquals((await runVblk(["create", "-q", "-f", "qcow2", base, "1M"])).code, 0);
+  assertEquals((await runVblk(["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", over])).code, 0);
+  const before = Deno.readFileSync(base);
+  for (const backing of ["./base", "link", "over"]) {
+    const { code, err } = await runVblk(["create", "-f", "qcow2", "-b", backing, "-F", "qcow2", base]);
+    assertEquals(code, 1, backing);
+    assertStringIncludes(err.join("\n"), "Trying to create an image with the same filename as the backing file");
+  }
+  assertEquals(Deno.readFileSync(base), before);
+});

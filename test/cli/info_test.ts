@@ -1,7 +1,8 @@
 /** `vblk info` beside `qemu-img info`. */
 
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { build } from "../image/qcow2/build.ts";
+import { readHeader } from "../../src/image/qcow2/header.ts";
+import { build, storageOf } from "../image/qcow2/build.ts";
 import { makeImage, NEEDS_QEMU, pattern, start, writePatternFile } from "../image/qcow2/shapes.ts";
 import { Random } from "../random.ts";
 import { Folder } from "../storage/support.ts";
@@ -117,4 +118,40 @@ Deno.test("info finds a chain that leads back into itself, by any name", async (
   const { code, err } = await runVblk(["info", "--backing-chain", top]);
   assertEquals(code, 1);
   assertStringIncludes(err.join("\n"), "creates an infinite loop.");
+});
+
+Deno.test({
+  name: "info of a damaged image ends in facts or in a clear error",
+  ...NEEDS_QEMU,
+  async fn() {
+    using folder = new Folder();
+    const path = folder.file("disk");
+    await start("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "1M");
+    for (const name of ["one", "two"]) await start("qemu-img", "snapshot", "-c", name, path);
+    for (const name of ["three", "four"]) await start("qemu-img", "bitmap", "--add", path, name);
+    const whole = Deno.readFileSync(path);
+    const view = new DataView(whole.buffer);
+    const header = await readHeader(storageOf(whole));
+    const regions = [[0, 300], [header.snapshotsOffset, 160], [header.bitmaps!.offset, header.bitmaps!.lengthBytes]];
+    const counts = [0, 0];
+    for (let seed = 1; seed <= 1500; seed++) {
+      const random = new Random(seed);
+      const bytes = whole.slice();
+      const damaged = new DataView(bytes.buffer);
+      for (let i = random.between(1, 3); i > 0; i--) {
+        const [offset, length] = random.pick(regions);
+        const at = offset + random.below(length - 4);
+        if (random.oneIn(2)) bytes[at] = random.next();
+        else damaged.setUint32(at, random.pick([0, 1, 0xffffffff, 0x7fffffff, view.getUint32(at) + 1]));
+      }
+      Deno.writeFileSync(path, random.oneIn(10) ? bytes.subarray(0, random.below(bytes.byteLength)) : bytes);
+      const args = random.oneIn(2) ? ["--output=json"] : [];
+      const { code, out, err } = await runVblk(["info", "-f", "qcow2", ...args, path]);
+      counts[code]++;
+      assertEquals(code === 0 ? err.length : out.length, 0, `with seed ${seed}`);
+      if (code === 0 && args.length > 0) JSON.parse(out.join("\n"));
+      if (code === 1) assertStringIncludes(err[0], `'${path}'`, `with seed ${seed}`);
+    }
+    assert(counts[0] > 100 && counts[1] > 100, `${counts}`);
+  },
 });

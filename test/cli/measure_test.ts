@@ -96,6 +96,8 @@ const CASES = `
 -O qcow2 -l snapshot.foo=x DISK
 nonexist
 --output=x BASE
+--image-opts --size 1M
+--image-opts -O raw OPTIONS
 BASE BASE
 -U -O raw BASE
 -O raw --size 1000`;
@@ -106,6 +108,7 @@ Deno.test({
   async fn() {
     using folder = new Folder();
     const words: Record<string, string> = { BASE: folder.file("base"), DISK: folder.file("disk") };
+    words.OPTIONS = `driver=qcow2,file.filename=${words.DISK}`;
     await start("qemu-img", "create", "-q", "-f", "raw", words.BASE, "1M");
     await start("qemu-img", "create", "-q", "-f", "qcow2", words.DISK, "1M");
     // Its entry in the directory just does not fit into a cluster of 512 bytes.

@@ -65,7 +65,7 @@ async function openWorld(disk: Qcow2Disk, paths: readonly string[], inMemory: bo
     model: new ModelDisk(disk.tags, () => ++tick),
     discarded: (sector) => disk.shape.version === 2 ? [disk.behind(sector)] : [],
     mayFail: (error) => error.kind === "unsupported" && disk.shape.refcountBits < 8,
-    afterFlush: () => inMemory && save(),
+    afterClose: () => inMemory && save(),
   });
 }
 

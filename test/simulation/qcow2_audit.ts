@@ -61,7 +61,7 @@ class Auditor {
     const at = this.#offset(48);
     const lengthBytes = this.#u32(56) * this.#clusterBytes;
     this.#use(at, lengthBytes, "refcount table");
-    for (let i = 0; i < lengthBytes; i += 8) {
+    for (let i = 0; i < lengthBytes && at + i < this.#view.byteLength; i += 8) {
       const block = this.#offset(at + i);
       this.#blocks.push(block);
       if (block !== 0) this.#use(block, this.#clusterBytes, "refcount block");
@@ -71,7 +71,7 @@ class Auditor {
   #readSnapshots(): void {
     let at = this.#offset(64);
     const start = at;
-    for (let left = this.#u32(60); left > 0; left--) {
+    for (let left = this.#u32(60); left > 0 && at < this.#view.byteLength; left--) {
       this.#readTables(this.#offset(at), this.#u32(at + 8), false);
       const lengthBytes = 40 + this.#u32(at + 36) + this.#view.getUint16(at + 12) + this.#view.getUint16(at + 14);
       at += Math.ceil(lengthBytes / 8) * 8;
@@ -81,7 +81,7 @@ class Auditor {
 
   #readTables(l1: number, entries: number, active: boolean): void {
     this.#use(l1, entries * 8, "L1 table");
-    for (let i = 0; i < entries; i++) {
+    for (let i = 0; i < entries && l1 + i * 8 < this.#view.byteLength; i++) {
       const table = this.#offset(l1 + i * 8);
       if (table === 0) continue;
       this.#use(table, this.#clusterBytes, "L2 table");
@@ -126,15 +126,21 @@ class Auditor {
   }
 
   #compare(): number {
-    let leaks = 0;
-    const perBlock = this.#clusterBytes * 8 / this.#refcountBits;
     for (const [cluster, uses] of this.#used) {
       const refcount = this.#refcount(cluster);
       if (refcount < uses) this.#errors.push(`cluster ${cluster} is used ${uses} times, refcount ${refcount}`);
     }
-    for (const [i, block] of this.#blocks.entries()) {
-      if (block === 0) continue;
-      for (let cluster = i * perBlock; cluster < (i + 1) * perBlock; cluster++) {
+    return this.#blocks.reduce((leaks, block, i) => block === 0 ? leaks : leaks + this.#leaksIn(block, i), 0);
+  }
+
+  #leaksIn(block: number, index: number): number {
+    const perWord = 64 / this.#refcountBits;
+    const first = index * this.#clusterBytes / 8 * perWord;
+    let leaks = 0;
+    for (let at = 0; at < this.#clusterBytes; at += 8) {
+      // Most of a block is zeros, often.
+      if (this.#u32(block + at) === 0 && this.#u32(block + at + 4) === 0) continue;
+      for (let cluster = first + at / 8 * perWord, n = perWord; n > 0; n--, cluster++) {
         if (this.#refcount(cluster) > (this.#used.get(cluster) ?? 0)) leaks++;
       }
     }
@@ -162,6 +168,10 @@ class Auditor {
   /** Counts references. What is written to must be in the file, but for data, which a hole at the end may stand for. */
   #use(from: number, lengthBytes: number, what: string): void {
     if (lengthBytes === 0) return;
+    if (lengthBytes > this.#view.byteLength + this.#clusterBytes * 64) {
+      this.#errors.push(`${what} at 0x${from.toString(16)} has ${lengthBytes} bytes`);
+      return;
+    }
     const aligned = what === "compressed data" || from % this.#clusterBytes === 0;
     const isTable = what !== "data" && what !== "compressed data";
     if (!aligned) this.#errors.push(`${what} at 0x${from.toString(16)} is not aligned`);

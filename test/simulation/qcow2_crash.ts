@@ -83,7 +83,7 @@ async function prepare(disk: Qcow2Disk, model: ModelDisk, actions: readonly Acti
   const storages = disk.initial.map((bytes) => new ByteStorage(bytes));
   const open: () => Promise<TestImage> = () => disk.open(storages);
   const world = await World.open({ open, model });
-  for (const action of actions) await world.run(action);
+  for (const action of [...actions, { kind: "flush" } as const]) await world.run(action);
   await world.close();
   // All of that is certain before the record begins.
   model.crash();

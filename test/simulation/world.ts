@@ -42,6 +42,7 @@ export interface WorldOptions {
   readonly discarded?: (sector: number) => readonly number[];
   /** Called when the image says that all is safe. */
   readonly afterFlush?: () => void;
+  readonly afterClose?: () => void;
   /** Which failures are answers like any other. Default: none. */
   readonly mayFail?: (error: BlockError) => boolean;
 }
@@ -80,7 +81,7 @@ export class World {
     if (lengthBytes > 0) this.model.check(offset, await readTags(this.image, offset, lengthBytes), { settle: true });
   }
 
-  /** Closes the disk; when that fails, what was not flushed may be lost. */
+  /** Closes the disk, which is no flush; when that fails, what was not flushed may be lost. */
   async close(): Promise<void> {
     await this.#trying(() => this.#close());
   }
@@ -99,7 +100,6 @@ export class World {
 
   async #close(): Promise<void> {
     if (!this.isOpen) return;
-    const flushed = this.model.flush();
     this.isOpen = false;
     try {
       await this.image.close();
@@ -107,8 +107,7 @@ export class World {
       this.model.crash();
       throw error;
     }
-    this.#options.afterFlush?.();
-    flushed.end();
+    this.#options.afterClose?.();
   }
 
   async #open(): Promise<void> {

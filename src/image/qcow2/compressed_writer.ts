@@ -6,6 +6,7 @@
  */
 
 import { SegmentList } from "../../memory/segment_list.ts";
+import { BlockError } from "../../storage/block_error.ts";
 import { writeCompressedEntry, writeSubclusters } from "./l2_entry.ts";
 import type { ClusterWriter } from "./cluster_writer.ts";
 import { COMPRESSED_SECTOR_BYTES } from "./qcow2_layout.ts";
@@ -36,6 +37,7 @@ export class CompressedWriter {
     this.#writer.readEntry(slice, start);
     const hostOffset = await this.#place(data.byteLength);
     try {
+      this.#assertReachable(hostOffset);
       await file.writeData(hostOffset, SegmentList.over(data));
       mapping.grow(file.endBytes);
     } catch (error) {
@@ -71,6 +73,14 @@ export class CompressedWriter {
       return this.#take(this.#tail, lengthBytes);
     }
     return this.#take(await refcounts.allocate(1), lengthBytes);
+  }
+
+  /** The larger the clusters, the fewer bits of an entry are the place. */
+  #assertReachable(hostOffset: number): void {
+    const { storage, header } = this.#tables.file;
+    if (hostOffset < 2 ** (62 - (header.clusterBits - 8))) return;
+    const reason = "The file is too large for compressed clusters";
+    throw new BlockError({ kind: "no-space", path: storage.name, operation: "write", offset: hostOffset, reason });
   }
 
   #take(offset: number, lengthBytes: number): number {

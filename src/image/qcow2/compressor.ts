@@ -32,7 +32,7 @@ function deflate(cluster: Uint8Array): Uint8Array<ArrayBuffer> | null {
 
 function zstd(cluster: Uint8Array): Uint8Array<ArrayBuffer> | null {
   // With the size known beforehand the library takes smaller tables, and less time.
-  const pledgedSrcSize = cluster.byteLength;
-  const data = zlib.zstdCompressSync(cluster, { pledgedSrcSize, chunkSize: Math.max(64, pledgedSrcSize) });
+  const options = { pledgedSrcSize: cluster.byteLength, chunkSize: Math.max(64, cluster.byteLength) };
+  const data = zlib.zstdCompressSync(cluster, options);
   return data.byteLength < cluster.byteLength ? data as Uint8Array<ArrayBuffer> : null;
 }

@@ -20,15 +20,13 @@ import { type Qcow2Header, readHeader } from "./header.ts";
 import { COMPRESSED, DATA, UNALLOCATED } from "./l2_entry.ts";
 import { Qcow2Mapping } from "./mapping.ts";
 import { openWriter, prepareForWriting } from "./open_for_writing.ts";
+import { L2_CACHE_DEFAULT_BYTES } from "./qcow2_layout.ts";
 import { corrupt, unsupported } from "./refuse.ts";
 import { resizeQcow2 } from "./resize.ts";
 import type { Snapshot } from "./snapshot_table.ts";
 import { applySnapshot, createSnapshot, deleteSnapshot } from "./snapshots.ts";
 import type { WriteBack } from "./write_back.ts";
 import type { Qcow2Writer } from "./writer.ts";
-
-/** Memory for L2 tables when nothing is said, for an image and all that is behind it: as in QEMU. */
-export const L2_CACHE_DEFAULT_BYTES = 32 << 20;
 
 /** How to open a qcow2 image, and how to get at what it refers to. */
 export interface Qcow2Options {

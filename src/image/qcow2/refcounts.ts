@@ -170,7 +170,10 @@ export class Refcounts {
       const end = (Math.floor(cluster / this.#entriesPerSlice) + 1) * this.#entriesPerSlice;
       for (; cluster < end; cluster++) {
         if (this.entries.get(slice, cluster % this.#entriesPerSlice) !== 0) run = 0;
-        else if (++run === clusters) return this.#found(cluster + 1 - clusters, most);
+        else if (++run === clusters) {
+          if (clusters === 1) this.#hint = cluster;
+          return this.#found(cluster + 1 - clusters, most);
+        }
       }
       // With one cluster wanted, all that were looked at are in use.
       if (clusters === 1) this.#hint = cluster;

@@ -69,7 +69,15 @@ export async function repairDirty(storage: Storage, header: Qcow2Header): Promis
       hint: "'vblk check' tells how much of the image is damaged",
     });
   }
-  return await readHeader(storage);
+  const repaired = await readHeader(storage);
+  if (!repaired.dirty) return repaired;
+  throw new BlockError({
+    kind: "corrupt",
+    path: storage.name,
+    operation: "open",
+    reason: "Could not repair dirty image: some damage can't be repaired",
+    hint: "'vblk check' tells how much of the image is damaged",
+  });
 }
 
 class Repair {

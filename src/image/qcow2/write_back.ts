@@ -46,6 +46,9 @@ export function compressedClusters(
   return { first, clusters: Math.ceil(end / clusterBytes) - first };
 }
 
+/** How many runs of given-up clusters are remembered. */
+const RELEASED_MAX = 1 << 16;
+
 /** L1 entries are written in units that no crash tears. */
 const L1_SECTOR_BYTES = 512;
 
@@ -86,7 +89,8 @@ export class WriteBack {
 
   /** Writes tables back when they leave no room for others. */
   async relieve(): Promise<void> {
-    if (this.mapping.cache.isStrained || this.refcounts.cache.isStrained) await this.flush();
+    const isStrained = this.mapping.cache.isStrained || this.refcounts.cache.isStrained;
+    if (isStrained || this.#released.length > RELEASED_MAX) await this.flush();
   }
 
   /**
@@ -99,7 +103,7 @@ export class WriteBack {
     const l2 = mapping.cache.dirtyKeys();
     const isNew = (key: number) => this.#newTables.has(mapping.l1Index(key * mapping.sliceSpan));
     const [fresh, changed] = [l2.filter(isNew), l2.filter((key) => !isNew(key))];
-    const counts = this.#isLazy ? [] : refcounts.cache.dirtyKeys();
+    const counts = this.#isLazy && !refcounts.cache.isStrained ? [] : refcounts.cache.dirtyKeys();
     const l1 = [...this.#dirtyL1];
     const released = this.#released;
     this.#released = [];

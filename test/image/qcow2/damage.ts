@@ -165,3 +165,18 @@ export const DAMAGES: Readonly<Record<string, Damage>> = {
     return `zeros from ${at}`;
   },
 };
+
+/** An image with one or a few kinds of damage, and what they are. */
+export function damaged(
+  sound: Uint8Array<ArrayBuffer>,
+  random: Random,
+  kinds: readonly string[] = Object.keys(DAMAGES),
+): { bytes: Uint8Array<ArrayBuffer>; done: string[] } {
+  const bytes = sound.slice();
+  const done: string[] = [];
+  for (let n = random.pick([1, 1, 1, 2, 4]); n > 0; n--) {
+    const what = DAMAGES[random.pick(kinds)](new Anatomy(bytes), random);
+    if (what !== null) done.push(what);
+  }
+  return { bytes, done };
+}

@@ -4,6 +4,9 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
+import { checkQcow2 } from "../../../src/image/qcow2/check.ts";
+import { readHeader } from "../../../src/image/qcow2/header.ts";
+import { repairQcow2 } from "../../../src/image/qcow2/repair.ts";
 import { SegmentList } from "../../../src/memory/segment_list.ts";
 import { BlockError } from "../../../src/storage/block_error.ts";
 import { FaultStorage } from "../../../src/storage/fault.ts";
@@ -15,10 +18,10 @@ import { sectorsOf } from "../../simulation/sectors.ts";
 import { readBytes, sameBytes } from "../../storage/support.ts";
 import { change } from "./mutate.ts";
 
-const MUTATIONS = 24_000;
+const MUTATIONS = 20_000;
 const KIB = 1024;
 /** Most that is read or written at a time. */
-const PART = 24 * KIB;
+const PART = 12 * KIB;
 /** The images have a few hundred clusters; whoever needs more operations than this does not end. */
 const MOST_OPERATIONS = 20_000;
 
@@ -28,7 +31,7 @@ const SHAPES: readonly Partial<Qcow2Shape>[] = [
   { refcountBits: 64, compression: "zstd" },
   { refcountBits: 1, lazyRefcounts: true },
   { clusterBytes: 16 * KIB, extendedL2: true },
-  { backing: "raw", backingBytes: 40 * KIB },
+  { backing: "raw", backingBytes: 24 * KIB },
   { dataFile: "plain" },
 ];
 
@@ -42,12 +45,12 @@ interface Sound {
 const tags = (first: number, count: number) => sectorsOf(Array.from({ length: count }, (_, i) => first + i));
 
 async function makeSound(shape: Partial<Qcow2Shape>): Promise<Sound> {
-  const disk = await makeQcow2Disk({ ...PLAIN, sizeBytes: 48 * KIB, ...shape });
+  const disk = await makeQcow2Disk({ ...PLAIN, sizeBytes: 32 * KIB, ...shape });
   const storages = disk.initial.map((bytes) => new ByteStorage(bytes));
   const image = await disk.open(storages);
-  await image.write(3 * KIB, SegmentList.over(tags(1, 30)));
+  await image.write(3 * KIB, SegmentList.over(tags(1, 20)));
   if (disk.shape.dataFile === "none") {
-    await image.writeCompressed!(32 * KIB, SegmentList.over(tags(100, 32)));
+    await image.writeCompressed!(16 * KIB, SegmentList.over(tags(100, 32)));
     if (disk.shape.refcountBits > 1) {
       await image.createSnapshot!("one");
       await image.write(0, SegmentList.over(tags(200, 20)));
@@ -55,7 +58,7 @@ async function makeSound(shape: Partial<Qcow2Shape>): Promise<Sound> {
     }
   }
   await image.writeZeroes(8 * KIB, 4 * KIB, true);
-  await image.write(20 * KIB, SegmentList.over(tags(300, 5)));
+  await image.write(26 * KIB, SegmentList.over(tags(300, 5)));
   // One with lazy refcounts is left as a crash leaves it.
   await (disk.shape.lazyRefcounts ? image.flush() : image.close());
   const files = storages.map((storage) => storage.bytes.slice());
@@ -95,24 +98,23 @@ async function attempt(action: () => unknown): Promise<boolean> {
 }
 
 /** Storages that count, and refuse what no image of this size has a reason for. */
-function watched(files: readonly Uint8Array<ArrayBuffer>[]): { file: ByteStorage; storages: FaultStorage[] } {
+function watched(files: readonly Uint8Array<ArrayBuffer>[]): FaultStorage[] {
   let operations = 0;
-  const inner = files.map((bytes) => new ByteStorage(bytes));
-  const storages = inner.map((file) =>
-    new FaultStorage(file, ({ kind, offset, lengthBytes }) => {
+  return files.map((bytes) => {
+    const file = new ByteStorage(bytes);
+    return new FaultStorage(file, ({ kind, offset, lengthBytes }) => {
       assert(++operations < MOST_OPERATIONS, "it does not end");
       assert(Number.isSafeInteger(offset) && offset >= 0 && Number.isSafeInteger(lengthBytes) && lengthBytes >= 0);
       if (kind === "read") assert(offset + lengthBytes <= file.sizeBytes, `read ${offset} ${lengthBytes}`);
-    })
-  );
-  return { file: inner[0], storages };
+    });
+  });
 }
 
 /** Uses a disk for a while; `"used"` when all of it went well. */
 async function use(image: OpenQcow2, isSound: boolean, random: Random): Promise<"used" | "failed"> {
   let fine = true;
   const { sizeBytes } = image;
-  for (const offset of [0, 512 * random.below(Math.min(sizeBytes, PART) / 512), Math.max(0, sizeBytes - PART)]) {
+  for (const offset of [0, random.oneIn(2) ? Math.max(0, sizeBytes - PART) : 512 * random.below(32)]) {
     const length = Math.min(PART, sizeBytes - offset);
     if (length <= 0) continue;
     fine = await attempt(() => readBytes(image, offset, length)) && fine;
@@ -140,8 +142,24 @@ function isSound(bytes: Uint8Array): boolean {
   }
 }
 
+/** Checks, and repairs until nothing is left to repair, which is not to take long. */
+async function checkAndRepair(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+  const [storage] = watched([bytes]);
+  await checkQcow2(storage, await readHeader(storage));
+  // As in QEMU, what one repair brings to light is for the next.
+  for (let round = 0; round < 3; round++) {
+    const { corruptions, checkErrors, failure } = await repairQcow2(storage, await readHeader(storage), "all");
+    if (corruptions > 0 || checkErrors > 0 || failure !== null) return;
+    const after = await checkQcow2(storage, await readHeader(storage));
+    assert(after.checkErrors === 0 && after.failure === null);
+    if (after.corruptions === 0 && after.leaks === 0) return;
+  }
+  throw new Error("three repairs leave something to repair");
+}
+
 async function outcome(sound: Sound, bytes: Uint8Array<ArrayBuffer>, random: Random): Promise<string> {
-  const { storages } = watched([bytes, ...sound.files.slice(1)]);
+  if (random.oneIn(5)) await attempt(() => checkAndRepair(bytes));
+  const storages = watched([bytes, ...sound.files.slice(1)]);
   const opened: { image?: OpenQcow2 } = {};
   if (!await attempt(async () => opened.image = await sound.disk.open(storages))) return "not opened";
   return await use(opened.image!, isSound(bytes), random);

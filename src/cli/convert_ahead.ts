@@ -1,0 +1,37 @@
+/**
+ * Whether threads that read ahead are worth it for `vblk convert`, and these threads.
+ *
+ * @module
+ */
+
+import type { Image } from "../image/image.ts";
+import type { ReaderPool } from "../image/reader_pool.ts";
+
+/** Less than this is read before a thread could start. */
+const THREADS_FROM_BYTES = 16 << 20;
+/** How much of the disk is looked at for compressed clusters. */
+const LOOK_BYTES = 256 << 20;
+
+/**
+ * Starts threads for a source with compressed clusters. Others are read faster than they can be written.
+ */
+export async function readAhead(sources: readonly Image[], isSnapshot: boolean): Promise<ReaderPool | null> {
+  const [source] = sources;
+  if (sources.length !== 1 || isSnapshot || source.format !== "qcow2" || source.sizeBytes < THREADS_FROM_BYTES) {
+    return null;
+  }
+  // A name that is not a path's could be a disk that only this thread has.
+  if (!isFile(source.name)) return null;
+  const extents = await source.map(0, Math.min(LOOK_BYTES, source.sizeBytes));
+  if (!extents.some(({ kind }) => kind === "compressed")) return null;
+  const { ReaderPool } = await import("../image/reader_pool.ts");
+  return await ReaderPool.start(source.name, source.format, navigator.hardwareConcurrency);
+}
+
+function isFile(name: string): boolean {
+  try {
+    return Deno.statSync(name).isFile;
+  } catch {
+    return false;
+  }
+}
