@@ -33,7 +33,7 @@ export * from "./guest/packed_driver_queue.ts";
 export { LOST, NO_STATUS, RequestSlot } from "./guest/request_slot.ts";
 export * from "./guest/split_driver_queue.ts";
 export * from "./image/image.ts";
-export * from "./image/open.ts";
+export { openImage, openImageOptions, type OpenOptions } from "./image/open.ts";
 export * from "./image/qcow2/qcow2_image.ts";
 export * from "./image/raw/raw_image.ts";
 export * from "./memory/guest_memory.ts";

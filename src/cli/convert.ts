@@ -4,7 +4,8 @@
  * @module
  */
 
-import { CopyError, copyImages, type CopyOptions } from "../image/copy.ts";
+import { copyImages, type CopyOptions } from "../image/copy.ts";
+import { CopyError } from "../image/copy_source.ts";
 import type { CompressedTarget } from "../image/copy_compressed.ts";
 import {
   asksForHelp,
@@ -16,6 +17,7 @@ import {
 } from "../image/create_options.ts";
 import type { Image } from "../image/image.ts";
 import { backingOf } from "../image/map_chain.ts";
+import type { Qcow2Header } from "../image/qcow2/header.ts";
 import { CACHE_MODES } from "../script/open_settings.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
@@ -185,7 +187,7 @@ async function copy(
   };
   try {
     if (options.compress) await compressed(sources, target as CompressedTarget, clusterBytes, copyOptions);
-    else await plain(sources, target, copyOptions, options.snapshot !== undefined);
+    else await plain(sources, target, copyOptions, options);
   } catch (error) {
     if (!(error instanceof CopyError)) throw error;
     progress.clear();
@@ -196,13 +198,14 @@ async function copy(
 async function plain(
   sources: readonly Image[],
   target: Image,
-  options: CopyOptions,
-  isSnapshot: boolean,
+  copyOptions: CopyOptions,
+  { snapshot, sources: names }: ConvertOptions,
 ): Promise<void> {
   const { readAhead } = await import("./convert_ahead.ts");
-  const reader = await readAhead(sources, isSnapshot) ?? undefined;
+  const isAlone = sources.length === 1 && snapshot === undefined;
+  const reader = isAlone ? await readAhead(sources[0], names[0]) ?? undefined : undefined;
   try {
-    await copyImages(sources, target, { ...options, reader });
+    await copyImages(sources, target, { ...copyOptions, reader });
   } finally {
     reader?.close();
   }
@@ -229,7 +232,12 @@ async function compressed(
     import("../image/copy_compressed.ts"),
     import("../image/qcow2/compressor_pool.ts"),
   ]);
-  const { compression } = (target as CompressedTarget & { header: { compression: "zlib" | "zstd" } }).header;
+  const { compression, externalData } = (target as CompressedTarget & { readonly header: Qcow2Header }).header;
+  if (externalData) {
+    throw new ImageCommandError("error while writing at byte 0: Operation not supported", {
+      hint: "an image with an external data file has no compressed clusters",
+    });
+  }
   const total = sources.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
   const threads = total < THREADS_FROM_BYTES ? 0 : navigator.hardwareConcurrency;
   const pool = await CompressorPool.start(compression, threads);

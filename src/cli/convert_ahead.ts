@@ -14,10 +14,12 @@ const LOOK_BYTES = 256 << 20;
 
 /**
  * Starts threads for a source with compressed clusters. Others are read faster than they can be written.
+ *
+ * @param given what the user called the image
  */
-export async function readAhead(sources: readonly Image[], isSnapshot: boolean): Promise<ReaderPool | null> {
-  const [source] = sources;
-  if (sources.length !== 1 || isSnapshot || source.format !== "qcow2" || source.sizeBytes < THREADS_FROM_BYTES) {
+export async function readAhead(source: Image, given: string): Promise<ReaderPool | null> {
+  // Options may have chosen other files than those that the path alone leads to.
+  if (given !== source.name || source.format !== "qcow2" || source.sizeBytes < THREADS_FROM_BYTES) {
     return null;
   }
   // A name that is not a path's could be a disk that only this thread has.

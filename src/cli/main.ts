@@ -51,7 +51,7 @@ const ROWS: readonly Row[] = [
   },
   {
     name: "convert",
-    args: "[OPTIONS] SOURCE... TARGET",
+    args: "[OPTIONS] A... B",
     summary: "copies an image into another format, compressed or not",
     load: () => import("./convert.ts"),
   },

@@ -9,7 +9,8 @@
 
 import { SegmentList } from "../memory/segment_list.ts";
 import type { Completion } from "../storage/storage.ts";
-import { type CopyOptions, type CopyRun, CopySource, writing } from "./copy.ts";
+import { type CopyOptions, writing } from "./copy.ts";
+import { type CopyRun, CopySource } from "./copy_source.ts";
 import type { Image } from "./image.ts";
 import type { CompressBatch, CompressedBatch } from "./qcow2/compress_batch.ts";
 import { RateLimit } from "./rate_limit.ts";

@@ -34,6 +34,10 @@ export interface OpenOptions {
   noFlush?: boolean;
   /** Most memory for the tables of a qcow2 image and of what is behind it, in bytes. Default: 32 MiB. */
   l2CacheBytes?: number;
+  /** Open the image without what is behind it; that then reads as zeros. Default: false. */
+  noBacking?: boolean;
+  /** Which of the images behind this one is opened for writing too, counted from 1. Default: none. */
+  writableBacking?: number;
 }
 
 /**
@@ -212,15 +216,17 @@ async function openQcow2(
   const { identity = null } = storage as { identity?: string | null };
   const layers = [...above, { path, identity, recorded: format !== undefined || isNamed }];
   const l2CacheBytes = choices?.l2CacheBytes ?? options.l2CacheBytes;
-  const below = { readOnly: true, share, l2CacheBytes };
+  const { noBacking = false, writableBacking } = options;
+  const below = { readOnly: layers.length !== writableBacking, share, l2CacheBytes, writableBacking };
   const overlaid = overlaidBy(options);
+  const nothing = () => Promise.resolve(new RawImage(new MemoryStorage(0)));
   const named = node === undefined ? null : await namedFiles(node, layers, below, overlaid);
   const image = await Qcow2Image.open(storage, {
     readOnly,
     noFlush: options.noFlush,
     l2CacheBytes,
     discards: choices?.passDiscardRequest,
-    openBacking: named?.openBacking ??
+    openBacking: noBacking ? nothing : named?.openBacking ??
       chain.backingOpener(layers, (path, format) => openPath(path, { ...below, format }, layers)),
     openDataFile: named?.openDataFile ??
       chain.dataFileOpener(layers, (path) => overlaid((files) => DenoFileStorage.open(path, files))),

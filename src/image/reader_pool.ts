@@ -19,21 +19,20 @@ interface Job {
 
 /** Reads as many ranges at a time as there are threads. */
 export class ReaderPool implements AheadReader {
-  readonly #workers: readonly Worker[];
+  readonly #workers: Worker[];
   readonly #idle: Worker[];
   readonly #running = new Map<Worker, Job>();
   readonly #waiting: Job[] = [];
   readonly #free: ArrayBuffer[] = [];
 
   private constructor(workers: readonly Worker[]) {
-    this.#workers = workers;
+    this.#workers = [...workers];
     this.#idle = [...workers];
     for (const worker of workers) {
       worker.onmessage = ({ data }: MessageEvent<ReadResult>) => this.#finish(worker, data);
       worker.onerror = (event) => {
         event.preventDefault();
-        this.#running.get(worker)?.reject(new Error(event.message));
-        this.#running.delete(worker);
+        this.#lose(worker, event.message);
       };
     }
   }
@@ -52,6 +51,7 @@ export class ReaderPool implements AheadReader {
   }
 
   read(offset: number, lengthBytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    if (this.#workers.length === 0) return Promise.reject(new Error("no thread is left"));
     return new Promise((resolve, reject) => {
       this.#waiting.push({ offset, lengthBytes, resolve, reject });
       this.#next();
@@ -65,6 +65,15 @@ export class ReaderPool implements AheadReader {
   /** Ends the threads. */
   close(): void {
     for (const worker of this.#workers) worker.terminate();
+  }
+
+  /** A thread is gone. With the last one go the reads that wait, for nobody would do them. */
+  #lose(worker: Worker, why: string): void {
+    this.#running.get(worker)?.reject(new Error(why));
+    this.#running.delete(worker);
+    this.#workers.splice(this.#workers.indexOf(worker), 1);
+    if (this.#workers.length > 0) return;
+    for (const { reject } of this.#waiting.splice(0)) reject(new Error(why));
   }
 
   #next(): void {

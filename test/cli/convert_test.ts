@@ -200,6 +200,7 @@ Deno.test({
       `convert -n ${disk} ${none}`,
       `convert ${disk} ${none}/x`,
       `convert -O qcow2 ${disk} ${none}/x`,
+      `convert -c -O qcow2 -o data_file=${out}.data ${disk} ${out}`,
       "convert -O qcow2 -o help",
     ];
     for (const line of cases) await sameAsQemuImg(line.split(" "));
@@ -253,7 +254,12 @@ Deno.test({
     const disk = mixedDisk(folder, "disk", random, (1 << 18) + 512);
     const image = folder.file("image");
     run("qemu-img", "convert", "-O", "qcow2", disk, image);
-    const cases: string[][] = [[], ["bs=1k", "skip=1000"], ["count=0"], ["bs=1k", "skip=257", "count=3"]];
+    const large = folder.file("large", random.bytes(3 << 20));
+    const cases: string[][] = [["bs=1000", "count=2500"], [], ["bs=1k", "skip=1000"], ["count=0"], [
+      "bs=1k",
+      "skip=257",
+      "count=3",
+    ]];
     for (let i = 0; i < 12; i++) {
       cases.push([
         `bs=${random.pick([100, 512, 1000, 4096, 100_000, 1 << 20])}`,
@@ -263,12 +269,42 @@ Deno.test({
     }
     for (const [i, args] of cases.entries()) {
       const format = random.pick(["raw", "qcow2"]);
-      const all = ["dd", "-O", format, ...args, `if=${random.pick([disk, image])}`];
+      const all = ["dd", "-O", format, ...args, `if=${i === 0 ? large : random.pick([disk, image])}`];
       const [ours, theirs] = [folder.file(`ours-${i}`), folder.file(`theirs-${i}`)];
       const ending = await runVblk([...all, `of=${ours}`]);
       assertEquals(ending, await runQemuImg([...all, `of=${theirs}`]), all.join(" "));
       if (format === "raw") assertEquals(Deno.readFileSync(ours), Deno.readFileSync(theirs), all.join(" "));
       else checkTarget(ours, format, theirs, all.join(" "));
     }
+  },
+});
+
+Deno.test({
+  name: "threads read ahead in the image that the user named, and nowhere else",
+  ...NEEDS_QEMU,
+  async fn() {
+    using folder = new Folder();
+    const source = mixedDisk(folder, "source", new Random(9), 20 << 20);
+    const image = folder.file("image");
+    run("qemu-img", "convert", "-c", "-O", "qcow2", source, image);
+    const other = folder.file("other", new Uint8Array(20 << 20).fill(3));
+    const top = folder.file("top");
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", other, "-F", "raw", top);
+    run("qemu-io", "-c", `write -c -P 5 0 64k`, top);
+    const target = folder.file("target");
+    for (const [name, same] of [[image, source], [top, top]]) {
+      assertEquals((await runVblk(["convert", name, target])).code, 0);
+      checkTarget(target, "raw", same, name);
+    }
+    // The same path, with another image behind it than the one that it names.
+    const json = `json:${
+      JSON.stringify({
+        driver: "qcow2",
+        file: { driver: "file", filename: top },
+        backing: { driver: "raw", file: { driver: "file", filename: source } },
+      })
+    }`;
+    assertEquals((await runVblk(["convert", json, target])).code, 0);
+    checkTarget(target, "raw", json, json);
   },
 });

@@ -1,5 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
-import { CopyError, copyImages, type CopyOptions } from "../../src/image/copy.ts";
+import { copyImages, type CopyOptions } from "../../src/image/copy.ts";
+import { CopyError } from "../../src/image/copy_source.ts";
 import { type CompressedTarget, copyCompressed, wholeClusters } from "../../src/image/copy_compressed.ts";
 import { BlockError, type Extent, type Image } from "../../src/image/image.ts";
 import { compressBatch } from "../../src/image/qcow2/compress_batch.ts";
@@ -163,8 +164,8 @@ Deno.test("batches that are compressed out of order are written in order, and on
         most = Math.max(most, ++underWay);
         for (let turns = random.below(5); turns > 0; turns--) await new Promise((resolve) => setTimeout(resolve, 0));
         underWay--;
-        // Stands for a compressor: clusters that begin with an even byte get smaller, by a prefix of their own.
-        return compressBatch(batch, (cluster) => cluster[0] % 2 === 0 ? cluster.slice(0, 100) : null);
+        // Stands for a compressor: clusters that begin with an even byte get smaller, by a byte.
+        return compressBatch(batch, (cluster) => cluster[0] % 2 === 0 ? cluster.slice(1) : null);
       },
     };
     await copyCompressed([source], target, clusterBytes, compressor, SPARSE);
@@ -178,7 +179,7 @@ Deno.test("batches that are compressed out of order are written in order, and on
       if (data !== undefined) {
         const padded = new Uint8Array(clusterBytes);
         padded.set(cluster);
-        assertEquals(data, padded.slice(0, 100));
+        assertEquals(firstDifference(data, padded.subarray(1)), -1);
       } else assertEquals(firstDifference(await readBytes(target, at, length), cluster), -1);
     }
   });

@@ -77,6 +77,51 @@ Deno.test({
   fn: () => forSeedsAsync(40, 1, (random) => compare(rules(random), commands(random))),
 });
 
+const rule = (group: string, options: Readonly<Record<string, string | number>>) =>
+  [`[${group}]`, ...Object.entries(options).map(([key, value]) => `${key} = "${value}"`), ""].join("\n");
+const inject = (options: Record<string, string | number>) => rule("inject-error", options);
+const setState = (options: Record<string, string | number>) => rule("set-state", options);
+
+/** What chance finds too seldom. */
+const RULES: readonly (readonly [what: string, rules: readonly string[], lines: readonly string[]])[] = [
+  // Of a flush that fails qemu-io says nothing; it ends with another exit code.
+  ["a flush before which nothing was written can't fail", [inject({ event: "none", iotype: "flush" })], ["flush"]],
+  ["a flush after a write can fail", [inject({ event: "none", iotype: "flush", once: "on" })], [
+    "write 0 512",
+    "flush",
+  ]],
+  ["a flush after a discard can fail", [inject({ event: "none", iotype: "flush" })], ["discard 0 512", "flush"]],
+  ["of two rules that fit, the one written first counts", [
+    inject({ event: "read_aio", errno: 0 }),
+    inject({ event: "read_aio", errno: 5 }),
+  ], ["read 0 512", "read 0 512"]],
+  ["of two rules that fit, the one written first counts, once", [
+    inject({ event: "read_aio", errno: 5, once: "on" }),
+    inject({ event: "read_aio", errno: 0 }),
+  ], ["read 0 512", "read 0 512"]],
+  ["of two changes of the state the one written first counts", [
+    setState({ event: "write_aio", new_state: 2 }),
+    setState({ event: "write_aio", new_state: 3 }),
+    inject({ event: "read_aio", state: 2 }),
+  ], ["read 0 512", "write 0 512", "read 0 512"]],
+  ["a state changes after the rules of its event", [
+    setState({ event: "read_aio", state: 1, new_state: 2 }),
+    inject({ event: "read_aio", state: 2 }),
+  ], ["read 0 512", "read 0 512", "read 0 512"]],
+  ["a rule stays until another event has one", [
+    inject({ event: "read_aio", iotype: "write" }),
+    inject({ event: "flush_to_os", errno: 0 }),
+  ], ["write 0 512", "read 0 512", "write 0 512", "write 0 512", "flush", "write 0 512"]],
+];
+
+for (const [what, rules, lines] of RULES) {
+  Deno.test({
+    name: `in blkdebug ${what}, as in qemu-io`,
+    ...requires("qemu-io"),
+    fn: () => compare(rules.join(""), lines),
+  });
+}
+
 const BREAKS: readonly (readonly string[])[] = [
   ["break write_aio A", "aio_write 0 512", "wait_break A", "read 0 512", "resume A", "aio_flush"],
   ["break foo A", "resume A", "remove_break A", "read 0 512"],

@@ -40,6 +40,8 @@ export class ModelDisk {
   readonly #sectors: Version[][] = [];
   readonly #sizes: Version[];
   #lastTag = 0;
+  /** Operations on snapshots as a whole. */
+  readonly #windows: { begun: number; ended: number }[] = [];
   readonly #flushes: { begun: number; ended: number }[] = [];
 
   /** A disk that was there before the clock started. */
@@ -119,13 +121,13 @@ export class ModelDisk {
     const never = { ended: Infinity, deleteBegun: Infinity, deleteEnded: Infinity };
     const snapshot = { name, begun: this.#clock(), ...never, sectors };
     this.snapshots.push(snapshot);
-    return { end: () => void (snapshot.ended = this.#clock()) };
+    return this.#inWindow({ end: () => void (snapshot.ended = this.#clock()) });
   }
 
   deleteSnapshot(name: string): Change {
     const snapshot = this.#find(name);
     snapshot.deleteBegun = this.#clock();
-    return { end: () => void (snapshot.deleteEnded = this.#clock()) };
+    return this.#inWindow({ end: () => void (snapshot.deleteEnded = this.#clock()) });
   }
 
   /** Names of snapshots that are there. */
@@ -137,12 +139,17 @@ export class ModelDisk {
     const { sectors } = this.#find(name);
     const resized = this.resize(sectors.length * SECTOR);
     const changed = this.change(0, sectors.length * SECTOR, (i) => sectors[i]);
-    return {
+    return this.#inWindow({
       end: () => {
         resized.end();
         changed.end();
       },
-    };
+    });
+  }
+
+  /** Whether an operation on snapshots was under way. */
+  isInSnapshotOperation(tick: number): boolean {
+    return this.#windows.some(({ begun, ended }) => begun <= tick && tick <= ended);
   }
 
   /** What a sector may hold: now, or after a crash at `tick`. */
@@ -199,6 +206,17 @@ export class ModelDisk {
     const may = this.snapshots.filter((s) => s.begun <= tick && s.deleteEnded > tick);
     const must = may.filter((s) => s.ended <= tick && s.deleteBegun > tick);
     return { must: must.map((s) => s.name), may: may.map((s) => s.name) };
+  }
+
+  #inWindow(change: Change): Change {
+    const window = { begun: this.#clock(), ended: Infinity };
+    this.#windows.push(window);
+    return {
+      end: () => {
+        change.end();
+        window.ended = this.#clock();
+      },
+    };
   }
 
   #find(name: string): ModelSnapshot {

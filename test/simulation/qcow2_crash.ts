@@ -9,6 +9,7 @@ import { explore } from "./crash_explorer.ts";
 import { ModelDisk } from "./model_disk.ts";
 import { makeQcow2Disk, PLAIN, type Qcow2Disk, type Qcow2Shape } from "./qcow2_disk.ts";
 import { judgeQcow2 } from "./qcow2_judge.ts";
+import { runTogether, waiting } from "./qcow2_workload.ts";
 import { Recorder, RecordingStorage } from "./recording_storage.ts";
 import { type Action, type TestImage, World } from "./world.ts";
 
@@ -22,6 +23,8 @@ export interface CrashCase {
   readonly before?: readonly Action[];
   readonly actions?: number;
   readonly l2CacheBytes?: number;
+  /** Storages that answer late, and several requests at a time. */
+  readonly late?: boolean;
   /** Most states to judge, where each takes long. */
   readonly states?: number;
 }
@@ -43,13 +46,17 @@ export async function crashQcow2(it: CrashCase, seed: number, options: CrashOpti
   const recorder = new Recorder();
   const model = new ModelDisk(disk.tags, () => recorder.tick());
   const prepared = await prepare(disk, model, it.before ?? []);
-  const storages = prepared.map((bytes, file) => new RecordingStorage(new ByteStorage(bytes), recorder, file, options));
+  const { dropBarriers } = options;
+  const wait = it.late ? waiting(random) : undefined;
+  const storages = prepared.map((bytes, file) =>
+    new RecordingStorage(new ByteStorage(bytes), recorder, file, { dropBarriers, wait })
+  );
   const world = await World.open({
     open: () => disk.open(storages, { l2CacheBytes: it.l2CacheBytes }),
     model,
     discarded: (sector) => disk.shape.version === 2 ? [disk.behind(sector)] : [],
     mayFail: (error) => error.kind === "unsupported" && disk.shape.refcountBits < 8,
-    afterFlush: () => options.dropBarriers && storages.forEach((storage) => storage.recordFlush()),
+    afterFlush: () => dropBarriers && storages.forEach((storage) => storage.recordFlush()),
   });
   const ground: Ground = { clusterBytes: disk.shape.clusterBytes, sizes: it.sizes };
   const told = (error: unknown) => {
@@ -57,7 +64,10 @@ export async function crashQcow2(it: CrashCase, seed: number, options: CrashOpti
     return new Error(`${it.name}, seed ${seed}: ${message}\n${world.story.join("\n")}`, { cause: error });
   };
   try {
-    for (let i = it.actions ?? 25; i > 0; i--) await world.run(nextAction(random, world, ground, it.weights));
+    for (let i = it.actions ?? 25; i > 0; i--) {
+      if (it.late && random.oneIn(3)) await runTogether(random, world, ground.clusterBytes);
+      else await world.run(nextAction(random, world, ground, it.weights));
+    }
     await world.check();
     await world.close();
     await judgeQcow2(disk, model, { files: storages.map((storage) => storage.inner.bytes.slice()) });

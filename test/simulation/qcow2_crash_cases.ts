@@ -91,5 +91,12 @@ export const CASES: readonly CrashCase[] = [
     l2CacheBytes: 512,
     actions: 40,
   },
+  { name: "many requests at a time, on a storage that answers late", weights: GUEST, late: true },
+  {
+    name: "many requests at a time and snapshots, over a backing image",
+    shape: { clusterBytes: 1024, backing: "raw", backingBytes: 64 * KIB },
+    weights: SNAPSHOTS,
+    late: true,
+  },
   { name: "opening and closing", weights: { write: 4, discard: 1, reopen: 2, snapshot: 1, delete: 1 } },
 ];

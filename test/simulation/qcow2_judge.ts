@@ -3,6 +3,7 @@
  * the disk and its snapshots hold what the model says.
  */
 
+import { checkQcow2 } from "../../src/image/qcow2/check.ts";
 import { ByteStorage } from "./byte_storage.ts";
 import type { CrashState } from "./crash_explorer.ts";
 import type { ModelDisk } from "./model_disk.ts";
@@ -28,7 +29,7 @@ export async function judgeQcow2(
 ): Promise<Verdict> {
   const before = audit(files[0]);
   // Version 2 has no dirty bit to say that a snapshot is being made: flags may be behind their refcounts.
-  const flagsMayLag = disk.shape.version === 2 && model.snapshots.length > 0 && tick !== undefined;
+  const flagsMayLag = disk.shape.version === 2 && tick !== undefined && model.isInSnapshotOperation(tick);
   faultless("before it is opened", before, flagsMayLag);
   const storages = files.map((bytes, i) => new ByteStorage(bytes, i === 0 ? "disk.qcow2" : "data"));
   const image = await disk.open(storages);
@@ -37,6 +38,8 @@ export async function judgeQcow2(
   model.check(0, await readTags(image, 0, image.sizeBytes), { tick });
   if (disk.shape.dataFile === "raw") checkRawFile(model, storages[1].bytes, image.sizeBytes, tick);
   await checkSnapshots(disk, model, storages.map((storage) => storage.bytes), tick);
+  const { corruptions, checkErrors, findings } = await checkQcow2(storages[0], image.header);
+  if (checkErrors > 0 || (corruptions > 0 && !flagsMayLag)) throw new Error(`vblk's own check: ${findings.join("; ")}`);
   await image.close();
   const after = audit(storages[0].bytes);
   faultless("after it was opened and closed", after, flagsMayLag);

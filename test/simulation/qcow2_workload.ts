@@ -48,7 +48,7 @@ export async function runWorkload(
 }
 
 /** Several requests that do not touch each other, at the same time. */
-async function runTogether(random: Random, world: World, clusterBytes: number): Promise<void> {
+export async function runTogether(random: Random, world: World, clusterBytes: number): Promise<void> {
   if (!world.isOpen || world.model.sizeBytes === 0) return;
   const ranges = disjointRanges(random, world.model.sizeBytes, clusterBytes, random.between(2, 10));
   const actions = ranges.map((range): Action => {

@@ -132,7 +132,8 @@ function reportIncomplete(
   return incomplete;
 }
 
-const WINDOW_BYTES = 1 << 18;
+/** At least the longest name. */
+const WINDOW_BYTES = 1 << 16;
 
 /** Reads entries through a window, as nothing says where the table ends. */
 class TableReader {

@@ -70,14 +70,14 @@ function snapshotTables({ entries }: SnapshotTable, { header, findings, referenc
   }
   return entries.map(({ id, name, l1Offset, l1Entries }) => {
     const place = { offset: l1Offset, entries: l1Entries };
-    const who = `ERROR snapshot ${snapshotText(id)} (${snapshotText(name)})`;
+    const who = () => `ERROR snapshot ${snapshotText(id)} (${snapshotText(name)})`;
     if (l1Offset % references.clusterBytes !== 0) {
       const where = `l1_offset=0x${BigInt(l1Offset).toString(16)}`;
-      return { ...place, fault: `${who} ${where}: L1 table is not cluster aligned; snapshot table entry corrupted` };
+      return { ...place, fault: `${who()} ${where}: L1 table is not cluster aligned; snapshot table entry corrupted` };
     }
     if (l1Entries > L1_MAX_BYTES / 8) {
       const size = `l1_size=0x${l1Entries.toString(16)}`;
-      return { ...place, fault: `${who} ${size}: L1 table is too large; snapshot table entry corrupted` };
+      return { ...place, fault: `${who()} ${size}: L1 table is too large; snapshot table entry corrupted` };
     }
     return place;
   });

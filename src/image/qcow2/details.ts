@@ -4,10 +4,9 @@
  * @module
  */
 
-import { SegmentList } from "../../memory/segment_list.ts";
 import type { Storage } from "../../storage/storage.ts";
 import type { DetailValue, ImageDetails } from "../image.ts";
-import { nameFrom } from "./extensions.ts";
+import { readDirectory } from "./bitmap_directory.ts";
 import type { BitmapDirectory, Qcow2Header } from "./header.ts";
 import { corrupt } from "./refuse.ts";
 
@@ -46,29 +45,13 @@ async function version3(storage: Storage, header: Qcow2Header): Promise<Record<s
 
 /** Bits of a bitmap's flags, by the names that QEMU prints. */
 const BITMAP_FLAGS = ["in-use", "auto"];
-const ENTRY_BYTES = 24;
 
-/** The directory of bitmaps ("Bitmap directory"); the header's checks have bounded it, and put it inside the file. */
-async function readBitmaps(storage: Storage, { count, offset, lengthBytes }: BitmapDirectory): Promise<DetailValue[]> {
-  const bytes = new Uint8Array(lengthBytes);
-  if (lengthBytes > 0) await storage.read(offset, SegmentList.over(bytes));
-  const view = new DataView(bytes.buffer);
-  const bitmaps: DetailValue[] = [];
-  let at = 0;
-  for (let i = 0; i < count; i++) {
-    const bad = () => corrupt(storage.name, "open", "Broken bitmap directory", offset + at);
-    if (at + ENTRY_BYTES > lengthBytes) throw bad();
-    const flags = view.getUint32(at + 12);
-    const granularityBits = view.getUint8(at + 17);
-    const nameStart = at + ENTRY_BYTES + view.getUint32(at + 20);
-    const nameEnd = nameStart + view.getUint16(at + 18);
-    if (nameEnd > lengthBytes || granularityBits > 31) throw bad();
-    bitmaps.push({
-      flags: BITMAP_FLAGS.filter((_, bit) => (flags >>> bit) & 1),
-      name: nameFrom(bytes.subarray(nameStart, nameEnd), "bitmap's name", storage.name),
-      granularity: 2 ** granularityBits,
-    });
-    at += Math.ceil((nameEnd - at) / 8) * 8;
-  }
-  return bitmaps;
+async function readBitmaps(storage: Storage, directory: BitmapDirectory): Promise<DetailValue[]> {
+  const entries = await readDirectory(storage, directory);
+  return entries.map(({ name, flags, granularityBits, position }) => {
+    if (granularityBits > 31) {
+      throw corrupt(storage.name, "open", "Broken bitmap directory", directory.offset + position);
+    }
+    return { flags: BITMAP_FLAGS.filter((_, bit) => (flags >>> bit) & 1), name, granularity: 2 ** granularityBits };
+  });
 }

@@ -10,7 +10,7 @@ import type { OldContents } from "./cluster_writer.ts";
 import { type Qcow2Header, readHeader } from "./header.ts";
 import type { Qcow2Mapping } from "./mapping.ts";
 import { Qcow2File } from "./qcow2_file.ts";
-import { AUTOCLEAR } from "./qcow2_layout.ts";
+import { AUTOCLEAR, EXTENSION } from "./qcow2_layout.ts";
 import { Refcounts } from "./refcounts.ts";
 import { readSnapshotTable, type SnapshotTable } from "./snapshot_table.ts";
 import { WriteBack } from "./write_back.ts";
@@ -22,6 +22,8 @@ const REFCOUNT_CACHE_PART = 1 / 8;
 /**
  * Refuses an image that is known to be damaged, repairs the refcounts of one that was not closed, and says in the
  * file that features which vblk does not know are not kept up ("autoclear_features").
+ *
+ * Bitmaps that are not kept up any more ("Bitmaps extension") are forgotten.
  *
  * @returns the header as it is now
  * @throws BlockError
@@ -49,6 +51,12 @@ export async function prepareForWriting(storage: Storage, header: Qcow2Header): 
     await file.barrier();
     current = await readHeader(storage);
   }
+  if (current.bitmaps === null && current.extensions.some(({ type }) => type === EXTENSION.bitmaps)) {
+    // Somebody who knows no bitmaps wrote to the image. What they take in the file is leaked, as in QEMU.
+    const { changeHeader, writeHeader } = await import("./header_writer.ts");
+    await writeHeader(storage, current, changeHeader(current, { bitmaps: null }));
+    current = await readHeader(storage);
+  }
   return current;
 }
 
@@ -66,6 +74,15 @@ export async function openWriter(
   const refcounts = await Refcounts.open(file, cacheBytes);
   const tables = new WriteBack(file, mapping, refcounts, options.discards ?? true);
   noteSnapshots(tables, await readSnapshotTable(storage, header));
+  if (header.bitmaps !== null) {
+    const [{ PersistentBitmaps }, { noteDirectory }] = await Promise.all([
+      import("./bitmaps.ts"),
+      import("./bitmap_store.ts"),
+    ]);
+    tables.bitmaps = await PersistentBitmaps.open(storage, header);
+    await tables.bitmaps.prepareForWriting();
+    noteDirectory(file);
+  }
   return new Qcow2Writer(tables, old);
 }
 

@@ -12,7 +12,7 @@
 import { SegmentList } from "../../memory/segment_list.ts";
 import { BlockError, type BlockOperation } from "../../storage/block_error.ts";
 import { after, type Completion, type Storage } from "../../storage/storage.ts";
-import type { Extent, Image, ImageDetails } from "../image.ts";
+import { type Extent, type Image, type ImageDetails, SECTOR_BYTES } from "../image.ts";
 import type { OldContents } from "./cluster_writer.ts";
 import { type Decompressor, decompressorFor } from "./compressed.ts";
 import { detailsOf } from "./details.ts";
@@ -20,11 +20,12 @@ import { type Qcow2Header, readHeader } from "./header.ts";
 import { COMPRESSED, DATA, UNALLOCATED } from "./l2_entry.ts";
 import { Qcow2Mapping } from "./mapping.ts";
 import { openWriter, prepareForWriting } from "./open_for_writing.ts";
-import { L2_CACHE_DEFAULT_BYTES } from "./qcow2_layout.ts";
+import { L1_MAX_BYTES, L2_CACHE_DEFAULT_BYTES } from "./qcow2_layout.ts";
 import { corrupt, unsupported } from "./refuse.ts";
 import { resizeQcow2 } from "./resize.ts";
 import type { Snapshot } from "./snapshot_table.ts";
 import { applySnapshot, createSnapshot, deleteSnapshot } from "./snapshots.ts";
+import type { PersistentBitmaps } from "./bitmaps.ts";
 import type { WriteBack } from "./write_back.ts";
 import type { Qcow2Writer } from "./writer.ts";
 
@@ -125,7 +126,7 @@ export class Qcow2Image implements Image {
         if (openBacking === undefined) throw unsupported(path, `It needs the backing file '${header.backingName}'`);
         backing = await openBacking(header.backingName, header.backingFormat);
       }
-      if (snapshot !== undefined) header = atSnapshot(header, snapshot);
+      if (snapshot !== undefined) header = atSnapshot(storage, header, snapshot);
       const mapping = await Qcow2Mapping.open(storage, header, storage.sizeBytes, l2CacheBytes);
       const backingBytes = backing?.sizeBytes ?? 0;
       const old: OldContents = {
@@ -270,6 +271,22 @@ export class Qcow2Image implements Image {
     return this.exclusive((tables) => deleteSnapshot(tables, idOrName));
   }
 
+  /** Changes the persistent bitmaps while nobody writes, and stores what has changed, even when `action` fails. */
+  async editBitmaps<T>(action: (bitmaps: PersistentBitmaps) => T | Promise<T>): Promise<T> {
+    const [{ PersistentBitmaps }, { storeBitmaps }] = await Promise.all([
+      import("./bitmaps.ts"),
+      import("./bitmap_store.ts"),
+    ]);
+    return await this.exclusive(async (tables) => {
+      tables.bitmaps ??= await PersistentBitmaps.open(this.#storage, this.header);
+      try {
+        return await action(tables.bitmaps);
+      } finally {
+        await storeBitmaps(tables, tables.bitmaps);
+      }
+    });
+  }
+
   /** Runs `action` with the tables while nobody writes; the image is clean before and after. */
   exclusive<T>(action: (tables: WriteBack) => Promise<T>): Promise<T> {
     return this.#writable("write").exclusive(action);
@@ -392,9 +409,16 @@ function closing(first: () => Completion, last: () => Completion): Completion {
   });
 }
 
-/** The header as it would be with the snapshot's tables as the active ones. */
-function atSnapshot(header: Qcow2Header, { l1Offset, l1Entries, diskBytes }: Snapshot): Qcow2Header {
-  return { ...header, l1Offset, l1Entries, sizeBytes: diskBytes };
+/** The header as it would be with the snapshot's tables as the active ones; these are checked as those were. */
+function atSnapshot(storage: Storage, header: Qcow2Header, snapshot: Snapshot): Qcow2Header {
+  const { name, l1Offset, l1Entries, diskBytes } = snapshot;
+  const clusterBytes = 2 ** header.clusterBits;
+  const tableSpan = clusterBytes / (header.extendedL2 ? 16 : 8) * clusterBytes;
+  const lengthBytes = l1Entries * 8;
+  const isPossible = l1Offset % clusterBytes === 0 && lengthBytes <= L1_MAX_BYTES &&
+    l1Offset + lengthBytes <= storage.sizeBytes && l1Entries >= Math.ceil(diskBytes / tableSpan);
+  if (!isPossible) throw corrupt(storage.name, "open", `The L1 table of snapshot '${name}' cannot be used`, l1Offset);
+  return { ...header, l1Offset, l1Entries, sizeBytes: diskBytes - diskBytes % SECTOR_BYTES };
 }
 
 /** Names for extents, by kind of run. */

@@ -32,6 +32,7 @@ export async function resizeQcow2(writer: Qcow2Writer, old: OldContents, sizeByt
     throw refused(file.storage.name, "Can't resize a v2 image which has snapshots");
   }
   if (sizeBytes === header.sizeBytes) return;
+  await tables.bitmaps?.beforeResize(file, sizeBytes);
   if (sizeBytes > header.sizeBytes) await grow(writer, old, sizeBytes);
   else await shrink(tables, sizeBytes);
 }
@@ -53,6 +54,7 @@ async function grow(writer: Qcow2Writer, old: OldContents, sizeBytes: number): P
   if (end > before) await writer.zeros.zero(before, end - before, true, sizeBytes);
   await tables.flush();
   await file.writeHeader({ sizeBytes });
+  tables.bitmaps?.resized(sizeBytes);
   await file.barrier();
 }
 
@@ -63,7 +65,7 @@ async function growL1(tables: WriteBack, sizeBytes: number): Promise<void> {
   const l1Entries = Math.ceil(sizeBytes / mapping.tableSpan);
   if (l1Entries <= had) return;
   if (l1Entries * 8 > L1_MAX_BYTES) {
-    throw refused(file.storage.name, "The image size is too large for its cluster size: the L1 table would not fit");
+    throw refused(file.storage.name, "Failed to grow the L1 table: File too large");
   }
   await tables.flush();
   const clusters = (entries: number) => Math.ceil(entries * 8 / file.clusterBytes);
@@ -84,6 +86,7 @@ async function growL1(tables: WriteBack, sizeBytes: number): Promise<void> {
 async function shrink(tables: WriteBack, sizeBytes: number): Promise<void> {
   const { file } = tables;
   await file.writeHeader({ sizeBytes });
+  tables.bitmaps?.resized(sizeBytes);
   await file.barrier();
   await dropFrom(tables, sizeBytes);
   if (file.header.externalDataRaw) await file.data.truncate(sizeBytes);

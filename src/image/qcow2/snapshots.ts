@@ -69,6 +69,7 @@ export async function applySnapshot(tables: WriteBack, idOrName: string): Promis
   const entries = Math.max(snapshot.l1Entries, Math.ceil(snapshot.diskBytes / mapping.tableSpan));
   const l1 = new Uint8Array(entries * 8);
   l1.set(new Uint8Array(kept.buffer));
+  await tables.bitmaps?.beforeResize(file, snapshot.diskBytes);
   await beginCounting(tables);
   const l1Offset = await writeNew(tables, l1);
   await countNew(tables, kept, l1Offset, l1.byteLength);
@@ -77,6 +78,7 @@ export async function applySnapshot(tables: WriteBack, idOrName: string): Promis
   // Memory follows the header, whether the barrier succeeds or not.
   mapping.replaceL1(new DataView(l1.buffer), l1Offset);
   tables.noteTables();
+  tables.bitmaps?.replaced(snapshot.diskBytes);
   await file.barrier();
   await countTree(tables, old, -1);
   if (oldEntries > 0) tables.release(oldOffset, clustersOf(tables, oldEntries * 8));
@@ -150,6 +152,11 @@ async function writeTable(tables: WriteBack, snapshots: readonly Snapshot[]): Pr
   noteSnapshots(tables, { snapshots, lengthBytes: bytes.byteLength });
   await file.barrier();
   if (oldBytes > 0) tables.release(oldOffset, clustersOf(tables, oldBytes));
+}
+
+/** Writes the table of snapshots anew, with all fields that version 3 asks for. The image is clean, and nobody writes. */
+export async function rewriteSnapshots(tables: WriteBack): Promise<void> {
+  await writeTable(tables, await readSnapshots(tables.file.storage, tables.file.header));
 }
 
 /** What a tree of tables refers to: clusters in a row. */

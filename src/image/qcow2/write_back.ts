@@ -31,6 +31,7 @@ import {
 } from "./qcow2_layout.ts";
 import { COMPRESSED, CORRUPT, type L2EntryReader } from "./l2_entry.ts";
 import { InFlight } from "./in_flight.ts";
+import type { PersistentBitmaps } from "./bitmaps.ts";
 import type { Qcow2Mapping } from "./mapping.ts";
 import type { Qcow2File } from "./qcow2_file.ts";
 import type { Refcounts } from "./refcounts.ts";
@@ -59,6 +60,8 @@ export class WriteBack {
   readonly refcounts: Refcounts;
   /** Reads and writes of guest data that are on their way. */
   readonly inFlight = new InFlight();
+  /** Told of each range of the disk before it changes; `null` while there are none. */
+  bitmaps: PersistentBitmaps | null = null;
   /** Whether space that is given up is given back to the file. */
   readonly #discards: boolean;
   /** L1 entries that differ from the file. */
@@ -85,6 +88,11 @@ export class WriteBack {
     return this.unsettled !== null || this.mapping.cache.dirtyCount > 0 || this.#dirtyL1.size > 0 ||
       this.#released.length > 0 ||
       (!this.#isLazy && this.refcounts.cache.dirtyCount > 0);
+  }
+
+  /** Has bitmaps note a change that is about to be made. */
+  async noteChange(offset: number, lengthBytes: number): Promise<void> {
+    await this.bitmaps?.noteWaiting(this.file, offset, lengthBytes);
   }
 
   /** Writes tables back when they leave no room for others. */

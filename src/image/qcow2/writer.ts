@@ -20,8 +20,6 @@ import { ZeroWriter } from "./zero_writer.ts";
 /** Takes writes. */
 export class Qcow2Writer {
   readonly tables: WriteBack;
-  /** Told of each range before it changes: persistent bitmaps. */
-  onChange: ((offset: number, lengthBytes: number) => void) | null = null;
   readonly #clusters: ClusterWriter;
   readonly zeros: ZeroWriter;
   readonly #compressed: CompressedWriter;
@@ -38,32 +36,33 @@ export class Qcow2Writer {
 
   /** Writes the bytes of `from` at `offset`. */
   write(offset: number, from: SegmentList): Completion {
-    this.tables.file.assertSound();
-    this.onChange?.(offset, from.byteLength);
+    const { bitmaps, file } = this.tables;
+    file.assertSound();
+    if (bitmaps !== null && !bitmaps.note(offset, from.byteLength)) return this.#writeNoted(offset, from);
     return this.#writeFrom(offset, from, 0);
   }
 
   /** Makes a range read as zeros. */
   writeZeroes(offset: number, lengthBytes: number, mayUnmap: boolean): Promise<void> {
-    return this.#locked(() => {
-      this.onChange?.(offset, lengthBytes);
-      return this.zeros.zero(offset, lengthBytes, mayUnmap);
+    return this.#locked(async () => {
+      if (this.tables.bitmaps !== null) await this.tables.noteChange(offset, lengthBytes);
+      return await this.zeros.zero(offset, lengthBytes, mayUnmap);
     });
   }
 
   /** Gives up the clusters of a range. */
   discard(offset: number, lengthBytes: number): Promise<void> {
-    return this.#locked(() => {
-      this.onChange?.(offset, lengthBytes);
-      return this.zeros.discard(offset, lengthBytes);
+    return this.#locked(async () => {
+      if (this.tables.bitmaps !== null) await this.tables.noteChange(offset, lengthBytes);
+      return await this.zeros.discard(offset, lengthBytes);
     });
   }
 
   /** Stores the compressed form, shorter than a cluster, of the cluster at `offset`. */
   writeCompressed(offset: number, data: Uint8Array): Promise<void> {
-    return this.#locked(() => {
-      this.onChange?.(offset, this.tables.file.clusterBytes);
-      return this.#compressed.write(offset, data);
+    return this.#locked(async () => {
+      if (this.tables.bitmaps !== null) await this.tables.noteChange(offset, this.tables.file.clusterBytes);
+      return await this.#compressed.write(offset, data);
     });
   }
 
@@ -80,7 +79,18 @@ export class Qcow2Writer {
   finish(): Completion {
     const { file } = this.tables;
     if (file.damage !== null) return;
-    if (this.#lock.busy || this.tables.isDirty || file.header.dirty) return this.#locked(() => this.tables.finish());
+    const hasWork = this.tables.isDirty || file.header.dirty || this.tables.bitmaps?.isChanged;
+    if (this.#lock.busy || hasWork) return this.#locked(() => this.#finish());
+  }
+
+  async #finish(): Promise<void> {
+    try {
+      const { bitmaps } = this.tables;
+      if (bitmaps?.isChanged) await (await import("./bitmap_store.ts")).storeBitmaps(this.tables, bitmaps);
+    } finally {
+      // Bitmaps that can't be stored are lost; what the guest wrote is not.
+      if (this.tables.file.damage === null) await this.tables.finish();
+    }
   }
 
   /** Runs `action` while nobody writes, and with the image clean before and after. */
@@ -101,6 +111,19 @@ export class Qcow2Writer {
     });
   }
 
+  async #writeNoted(offset: number, from: SegmentList): Promise<void> {
+    await this.#locked(() => this.tables.noteChange(offset, from.byteLength));
+    await this.#writeFrom(offset, from, 0);
+  }
+
+  /** Somebody had the image for himself, and may have changed its bitmaps. */
+  async #writeBehind(gate: Promise<unknown>, offset: number, from: SegmentList, done: number): Promise<void> {
+    await gate;
+    const { bitmaps } = this.tables;
+    if (bitmaps !== null) await this.#locked(() => this.tables.noteChange(offset, from.byteLength));
+    await this.#writeFrom(offset, from, done);
+  }
+
   #locked<T>(action: () => Promise<T>): Promise<T> {
     return this.#lock.run(() => {
       this.tables.file.assertSound();
@@ -113,7 +136,7 @@ export class Qcow2Writer {
     const { file, mapping, inFlight } = this.tables;
     const total = from.byteLength;
     while (done < total) {
-      if (this.#gate !== null) return this.#resume(this.#gate, offset, from, done);
+      if (this.#gate !== null) return this.#writeBehind(this.#gate, offset, from, done);
       const at = offset + done;
       const miss = mapping.lookup(at, total - done, true);
       if (miss !== undefined) return this.#resume(miss, offset, from, done);
@@ -148,7 +171,10 @@ export class Qcow2Writer {
   }
 
   async #allocate(offset: number, from: SegmentList, done: number): Promise<void> {
-    const written = await this.#locked(() => this.#clusters.write(offset + done, from, done));
+    const written = await this.#locked(async () => {
+      if (this.tables.bitmaps !== null) await this.tables.noteChange(offset, from.byteLength);
+      return await this.#clusters.write(offset + done, from, done);
+    });
     await this.#writeFrom(offset, from, done + written);
   }
 }

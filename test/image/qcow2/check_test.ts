@@ -41,7 +41,9 @@ async function theirReport(path: string) {
   const text = new TextDecoder().decode(stdout);
   if (text === "") return null;
   const json = JSON.parse(text) as Record<string, number | undefined>;
-  const lines = new TextDecoder().decode(stderr).split("\n");
+  // A warning of the image's opening, which has no end of line.
+  const warning = "Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix.";
+  const lines = new TextDecoder().decode(stderr).replace(warning, "").split("\n");
   return {
     checkErrors: json["check-errors"] ?? 0,
     corruptions: json["corruptions"] ?? 0,
@@ -187,7 +189,7 @@ async function assertRejectsOpen(storage: Storage): Promise<void> {
   assertEquals(opened, false);
 }
 
-const MUTATIONS = 4000;
+const MUTATIONS = 1000;
 
 Deno.test("check and repair of mutated images end in a report or a BlockError, and read nothing outside the file", async () => {
   const ends: Record<string, number> = { report: 0, failure: 0, error: 0 };
@@ -201,11 +203,12 @@ Deno.test("check and repair of mutated images end in a report or a BlockError, a
   for (const { bytes, view, l1Offset } of plans) {
     view.setUint32(60, 2);
     const clusterBytes = 2 ** view.getUint32(20);
-    const whole = new Uint8Array(bytes.byteLength + clusterBytes);
+    const whole = new Uint8Array(bytes.byteLength + 2 * clusterBytes);
     whole.set(bytes);
+    whole.copyWithin(bytes.byteLength + clusterBytes, l1Offset, l1Offset + 8);
     const table = new DataView(whole.buffer, bytes.byteLength);
     new DataView(whole.buffer).setBigUint64(64, BigInt(bytes.byteLength));
-    table.setBigUint64(0, BigInt(l1Offset));
+    table.setBigUint64(0, BigInt(bytes.byteLength + clusterBytes));
     table.setUint32(8, 1);
     const storage = new ByteStorage(whole);
     await repairQcow2(storage, await readHeader(storage), "all");
@@ -229,8 +232,8 @@ Deno.test("check and repair of mutated images end in a report or a BlockError, a
       await repairQcow2(storage, header, random.pick(["leaks", "all"]));
       const last = await check(storage);
       if (first.failure === null && first.corruptions === 0) assertEquals(last.corruptions, 0);
-      // A repair adds refcounts at most: far less than this.
-      assert(storage.sizeBytes <= 4 * bytes.byteLength + (1 << 20), `${storage.sizeBytes}`);
+      // A repair adds refcounts at most: a few clusters, which a changed header may say have 2 MiB.
+      assert(storage.sizeBytes <= 16 << 20, `${storage.sizeBytes}`);
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
       ends.error++;
