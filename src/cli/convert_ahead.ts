@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Image } from "../image/image.ts";
+import { BlockError, type Image } from "../image/image.ts";
 import type { ReaderPool } from "../image/reader_pool.ts";
 
 /** Less than this is read before a thread could start. */
@@ -24,10 +24,20 @@ export async function readAhead(source: Image, given: string): Promise<ReaderPoo
   }
   // A name that is not a path's could be a disk that only this thread has.
   if (!isFile(source.name)) return null;
-  const extents = await source.map(0, Math.min(LOOK_BYTES, source.sizeBytes));
-  if (!extents.some(({ kind }) => kind === "compressed")) return null;
+  if (!await isCompressed(source)) return null;
   const { ReaderPool } = await import("../image/reader_pool.ts");
   return await ReaderPool.start(source.name, source.format, navigator.hardwareConcurrency);
+}
+
+async function isCompressed(source: Image): Promise<boolean> {
+  try {
+    const extents = await source.map(0, Math.min(LOOK_BYTES, source.sizeBytes));
+    return extents.some(({ kind }) => kind === "compressed");
+  } catch (error) {
+    // The copy will come to it, and say it.
+    if (error instanceof BlockError) return false;
+    throw error;
+  }
 }
 
 function isFile(name: string): boolean {

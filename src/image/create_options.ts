@@ -95,6 +95,12 @@ const ROWS: Readonly<Record<CreateFormat, readonly Row[]>> = {
   ],
 };
 
+/** Name, type and help of an option of the format's own; `null` when it has none of that name. */
+export function createOptionRow(format: CreateFormat, name: string): readonly [string, string, string] | null {
+  const row = ROWS[format].find((row) => row.name === name && !row.file);
+  return row === undefined ? null : [name, TYPE_NAMES[row.kind], row.help];
+}
+
 /** Whether a text of options asks for the list of them. */
 export function asksForHelp(text: string): boolean {
   return text.split(/(?<!,)(?:,,)*,(?!,)/).some((word) => word === "help" || word === "?");

@@ -174,7 +174,10 @@ export class ClusterWriter {
   async #append(list: SegmentList, offset: number, lengthBytes: number, isZero: boolean): Promise<void> {
     if (lengthBytes === 0) return;
     const bytes = SegmentList.over(new Uint8Array(lengthBytes));
-    if (!isZero) await this.#old.read(offset, bytes);
+    if (!isZero) {
+      await this.#tables.file.event("cow_read");
+      await this.#old.read(offset, bytes);
+    }
     list.appendRange(bytes, 0, lengthBytes);
   }
 

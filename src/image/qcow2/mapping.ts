@@ -67,7 +67,10 @@ export class Qcow2Mapping {
     this.#sliceEntries = this.sliceBytes / this.entryBytes;
     this.sliceSpan = this.#sliceEntries * this.#clusterBytes;
     this.tableSpan = this.#clusterBytes / this.entryBytes * this.#clusterBytes;
-    this.cache = new TableCache(storage, this.sliceBytes, Math.floor(cacheBytes / this.sliceBytes));
+    this.cache = new TableCache(storage, this.sliceBytes, Math.floor(cacheBytes / this.sliceBytes), {
+      load: "l2_load",
+      update: "l2_update",
+    });
   }
 
   /** Reads the L1 table. The header's checks have bounded it, and put it inside the file. */

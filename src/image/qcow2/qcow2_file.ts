@@ -69,10 +69,16 @@ export class Qcow2File {
     return this.data === this.storage ? this.endBytes : this.#externalEndBytes;
   }
 
+  /** Something is about to happen, under QEMU's name for it: for those who make it fail (blkdebug). */
+  async event(name: string): Promise<void> {
+    if (this.storage.event !== undefined) await this.storage.event(name);
+  }
+
   /** Everything that was written before is on stable storage before anything that is written after. */
   async barrier(): Promise<void> {
     if (this.ignoresFlush) return;
     if (this.data !== this.storage) await this.data.flush();
+    await this.event("flush_to_os");
     await this.storage.flush();
   }
 
@@ -96,6 +102,7 @@ export class Qcow2File {
   async writeData(offset: number, list: SegmentList): Promise<void> {
     const end = offset + list.byteLength;
     if (end > this.dataTouchedBytes) this.dataTouchedBytes = end;
+    await this.event("write_aio");
     await this.data.write(offset, list);
     this.noteDataEnd(end);
   }

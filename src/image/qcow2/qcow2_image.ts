@@ -342,6 +342,14 @@ export class Qcow2Image implements Image {
 
   /** The last cluster of a file need not be there in full: what a program did not write to reads as zeros. */
   #readData(hostOffset: number, part: SegmentList): Completion {
+    // Without anybody who makes reads fail, this is all that it costs.
+    if (this.#data.event !== undefined) {
+      return after(this.#data.event("read_aio"), () => this.#moveData(hostOffset, part));
+    }
+    return this.#moveData(hostOffset, part);
+  }
+
+  #moveData(hostOffset: number, part: SegmentList): Completion {
     const writer = this.#writer;
     if (writer === null) return readUntil(this.#data, this.#dataBytes, hostOffset, part);
     const reading = readUntil(this.#data, writer.tables.file.dataEndBytes, hostOffset, part);
@@ -354,7 +362,9 @@ export class Qcow2Image implements Image {
       return;
     }
     const data = new Uint8Array(lengthBytes);
-    const reading = after(this.#storage.read(hostOffset, SegmentList.over(data)), () => {
+    const list = SegmentList.over(data);
+    const loading = after(this.#storage.event?.("read_compressed"), () => this.#storage.read(hostOffset, list));
+    const reading = after(loading, () => {
       const cluster = this.#decompress!(data, this.#clusterBytes);
       if (cluster === null) {
         const reason =

@@ -43,12 +43,17 @@ export class Refcounts {
     this.#entriesPerBlock = clusterBytes * 8 / header.refcountBits;
     this.#sliceBytes = Math.min(SLICE_BYTES, clusterBytes);
     this.#entriesPerSlice = this.#sliceBytes * 8 / header.refcountBits;
-    this.cache = new TableCache(file.storage, this.#sliceBytes, Math.max(4, Math.floor(cacheBytes / this.#sliceBytes)));
+    const capacity = Math.max(4, Math.floor(cacheBytes / this.#sliceBytes));
+    this.cache = new TableCache(file.storage, this.#sliceBytes, capacity, {
+      load: "refblock_load",
+      update: "refblock_update_part",
+    });
   }
 
   /** Reads the refcount table, which the header's checks have bounded. */
   static async open(file: Qcow2File, cacheBytes: number): Promise<Refcounts> {
     const { storage, header, clusterBytes, endBytes } = file;
+    await file.event("reftable_load");
     const bytes = new Uint8Array(header.refcountTableClusters * clusterBytes);
     const stored = Math.min(bytes.byteLength, endBytes - header.refcountTableOffset);
     await storage.read(header.refcountTableOffset, SegmentList.over(bytes.subarray(0, stored)));
@@ -131,6 +136,7 @@ export class Refcounts {
   }
 
   async #allocate(least: number, most: number): Promise<{ offset: number; clusters: number }> {
+    await this.#file.event("cluster_alloc");
     await this.#beforeChange();
     const first = await this.#find(least, most);
     let clusters = least;
@@ -239,6 +245,7 @@ export class Refcounts {
    */
   async #makeBlocks(firstBlock: number, blocks: number): Promise<void> {
     if (firstBlock + blocks > this.#table.length) return await this.#growTable(firstBlock, blocks);
+    await this.#file.event("refblock_alloc");
     const first = firstBlock * this.#entriesPerBlock;
     await this.#writeBlocks(first, firstBlock, blocks, blocks);
     for (let published = 0; published < blocks;) {
@@ -254,6 +261,7 @@ export class Refcounts {
 
   /** Moves to a longer table: new blocks, then the table, a barrier, and one write of the header. */
   async #growTable(firstBlock: number, blocks: number): Promise<void> {
+    await this.#file.event("reftable_grow");
     const { header } = this.#file;
     // All that the table can't hold is free, so the area begins there.
     const start = this.#table.length;

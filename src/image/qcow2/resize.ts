@@ -68,6 +68,7 @@ async function growL1(tables: WriteBack, sizeBytes: number): Promise<void> {
     throw refused(file.storage.name, "Failed to grow the L1 table: File too large");
   }
   await tables.flush();
+  await file.event("l1_grow_alloc_table");
   const clusters = (entries: number) => Math.ceil(entries * 8 / file.clusterBytes);
   const l1Offset = await refcounts.allocate(clusters(l1Entries));
   const bytes = new Uint8Array(clusters(l1Entries) * file.clusterBytes);

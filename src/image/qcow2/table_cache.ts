@@ -9,12 +9,14 @@
  */
 
 import { SegmentList } from "../../memory/segment_list.ts";
-import type { Completion, Storage } from "../../storage/storage.ts";
+import { after, type Completion, type Storage } from "../../storage/storage.ts";
 
 /** Which slices are in memory; the clock algorithm decides which goes. */
 export class TableCache {
   readonly #storage: Storage;
   readonly #sliceBytes: number;
+  /** What reading and writing a slice is called by those who watch for it (blkdebug). */
+  readonly #events: { readonly load: string; readonly update: string };
   #capacity: number;
   /** Position of a slice in the arrays below. */
   readonly #slotOf = new Map<number, number>();
@@ -35,8 +37,14 @@ export class TableCache {
   #generation = 0;
 
   /** Takes no memory yet. */
-  constructor(storage: Storage, sliceBytes: number, capacity: number) {
+  constructor(
+    storage: Storage,
+    sliceBytes: number,
+    capacity: number,
+    events: { readonly load: string; readonly update: string },
+  ) {
     this.#storage = storage;
+    this.#events = events;
     this.#sliceBytes = sliceBytes;
     this.#capacity = Math.max(1, capacity);
   }
@@ -80,7 +88,8 @@ export class TableCache {
     if (waiting !== undefined) return waiting;
     const view = this.#spare ?? new DataView(new ArrayBuffer(this.#sliceBytes));
     this.#spare = null;
-    const reading = this.#storage.read(hostOffset, SegmentList.over(new Uint8Array(view.buffer)));
+    const list = SegmentList.over(new Uint8Array(view.buffer));
+    const reading = after(this.#storage.event?.(this.#events.load), () => this.#storage.read(hostOffset, list));
     if (reading === undefined) return this.#insert(key, view, hostOffset);
     const generation = this.#generation;
     const loaded = reading.then(() => {
@@ -144,6 +153,7 @@ export class TableCache {
         list.appendRange(part, 0, part.byteLength);
       }
       check(start, list.byteLength);
+      await this.#storage.event?.(this.#events.update);
       await this.#storage.write(start, list);
     }
   }

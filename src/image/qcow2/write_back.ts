@@ -281,6 +281,7 @@ export class WriteBack {
       const from = sector * L1_SECTOR_BYTES;
       const length = Math.min(L1_SECTOR_BYTES, l1.byteLength - from);
       const bytes = new Uint8Array(l1.buffer, l1.byteOffset + from, length);
+      await this.file.event("l1_update");
       await this.file.write("active L1 table", this.file.header.l1Offset + from, bytes);
     }
   }
@@ -291,6 +292,7 @@ export class WriteBack {
     // Somebody may still be reading or writing where he was told to before; nobody else may get that place.
     await this.inFlight.settle();
     for (const { first, clusters } of released) {
+      await this.file.event("cluster_free");
       const free: { first: number; clusters: number }[] = [];
       await this.refcounts.add(first, clusters, -1, (cluster) => {
         this.freeListeners.forEach((listener) => listener(cluster));
@@ -310,6 +312,7 @@ export class WriteBack {
 
   async #makeTable(index: number): Promise<void> {
     const { file, mapping } = this;
+    await file.event("l2_alloc_write");
     const offset = await this.refcounts.allocate(1);
     try {
       await file.zero("active L2 table", offset, file.clusterBytes);

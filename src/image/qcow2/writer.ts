@@ -149,7 +149,11 @@ export class Qcow2Writer {
         part.appendRange(from, done, lengthBytes);
       }
       done += lengthBytes;
-      const writing = file.data.write(hostOffset, part);
+      const { data } = file;
+      const event = data.event?.("write_aio");
+      const writing = event === undefined
+        ? data.write(hostOffset, part)
+        : event.then(() => data.write(hostOffset, part));
       if (writing !== undefined) {
         const end = hostOffset + lengthBytes;
         return this.#resume(inFlight.track(writing.then(() => this.#noteEnd(end))), offset, from, done);
