@@ -21,6 +21,7 @@ const HELP = [
   "",
   "  -f, --a-format FORMAT  format of A: raw or qcow2; found out when not given",
   "  -F, --b-format FORMAT  format of B",
+  "      --image-opts       A and B are driver=...,file.filename=...",
   "  -s, --strict           sizes must be equal, and what is allocated too",
   "  -T, --cache CACHE      a cache mode of QEMU's; changes nothing here",
   "  -U, --force-share      take no lock: for an image that a machine uses now",
@@ -37,6 +38,7 @@ const HELP = [
 const LONGS: readonly LongOption[] = [
   { name: "a-format", value: "required", letter: "f" },
   { name: "b-format", value: "required", letter: "F" },
+  { name: "image-opts", value: "none" },
   { name: "strict", value: "none", letter: "s" },
   { name: "cache", value: "required", letter: "T" },
   { name: "force-share", value: "none", letter: "U" },
@@ -66,7 +68,12 @@ async function run(args: readonly string[], output: Output): Promise<number> {
   try {
     checkCache(last("T") ?? "writeback", "source cache", OPEN_FAILED);
     for (const [i, name] of given.operands.entries()) {
-      const options = { format: last(i === 0 ? "f" : "F"), share: has("U"), readOnly: true };
+      const options = {
+        format: last(i === 0 ? "f" : "F"),
+        share: has("U"),
+        imageOpts: has("image-opts"),
+        readOnly: true,
+      };
       images.push(await openForCommand(name, options, OPEN_FAILED));
     }
     return await compare([images[0], images[1]], has("s"), progress, (line) => {

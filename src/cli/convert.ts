@@ -64,8 +64,8 @@ async function run(args: readonly string[], output: Output): Promise<number> {
 }
 
 async function openSource(name: string, options: ConvertOptions): Promise<Image> {
-  const { sourceFormat: format, share, snapshot } = options;
-  const image = await openForCommand(name, { format, share, readOnly: true });
+  const { sourceFormat: format, imageOpts, share, snapshot } = options;
+  const image = await openForCommand(name, { format, imageOpts, share, readOnly: true });
   if (snapshot === undefined) return image;
   const { openSnapshotForCommand } = await import("./convert_snapshot.ts");
   return await openSnapshotForCommand(image, snapshot);

@@ -15,6 +15,7 @@ export const CONVERT_HELP: readonly string[] = [
   "Copies a disk into an image of another format. Several sources become one disk, one behind the other.",
   "",
   "  -f, --source-format FORMAT  format of the sources: raw or qcow2; found out when not given",
+  "      --image-opts            the sources are driver=...,file.filename=...",
   "  -O, --target-format FORMAT  format of the target: raw (default) or qcow2",
   "  -o, --target-format-options OPTIONS",
   "                              name=value,...; '-O qcow2 -o help' lists them",
@@ -75,6 +76,8 @@ export interface ConvertOptions {
   /** Empty when only the help for `-o` was asked for. */
   readonly target: string;
   readonly sourceFormat: string | undefined;
+  /** The sources are lists of options. */
+  readonly imageOpts: boolean;
   readonly targetFormat: string;
   /** `-o`, joined; `null` when not given. */
   readonly createOptions: string | null;
@@ -123,6 +126,7 @@ export function parseConvert(args: readonly string[]): ConvertOptions | null {
     sources: operands.slice(0, -1),
     target: operands.at(-1) ?? "",
     sourceFormat: last("f"),
+    imageOpts: has("image-opts"),
     targetFormat: last("O") ?? "raw",
     createOptions: lists.length === 0 ? null : lists.join(","),
     compress: has("c"),
@@ -186,9 +190,9 @@ function checkTogether(has: (...names: string[]) => boolean): void {
 
 /** What qemu-img has and vblk has not. */
 function refuse(has: (...names: string[]) => boolean): void {
-  if (has("image-opts", "target-image-opts")) {
-    throw new ImageCommandError("--image-opts: convert takes file names only", {
-      hint: "-f and -O say the formats; qemu-img takes option strings",
+  if (has("target-image-opts")) {
+    throw new ImageCommandError("--target-image-opts: the target is a file name", {
+      hint: "-O says its format; --image-opts is for the sources",
     });
   }
   if (has("object")) {

@@ -22,6 +22,7 @@ const HELP = [
   "Copies blocks of an image into a new one.",
   "",
   "  -f, --format FORMAT         format of the source: raw or qcow2; found out when not given",
+  "      --image-opts            SOURCE is driver=...,file.filename=...",
   "  -O, --output-format FORMAT  format of the target: raw (default) or qcow2",
   "  -U, --force-share           take no lock on the source: for an image that a machine uses now",
   "  -h, --help                  this text",
@@ -34,6 +35,7 @@ const HELP = [
 
 const LONGS: readonly LongOption[] = [
   { name: "format", value: "required", letter: "f" },
+  { name: "image-opts", value: "none" },
   { name: "output-format", value: "required", letter: "O" },
   { name: "force-share", value: "none", letter: "U" },
 ];
@@ -62,8 +64,9 @@ async function run(args: readonly string[], output: Output): Promise<number> {
   if (name === undefined || target === undefined) {
     throw new ImageCommandError("Must specify both input and output files");
   }
-  const share = given.options.some((option) => option.name === "U");
-  const source = await openForCommand(name, { format: last("f"), share, readOnly: true });
+  const has = (option: string) => given.options.some(({ name }) => name === option);
+  const open = { format: last("f"), share: has("U"), imageOpts: has("image-opts"), readOnly: true };
+  const source = await openForCommand(name, open);
   try {
     await copyBlocks(source, target, last("O") ?? "raw", operands, output);
   } finally {

@@ -18,6 +18,7 @@ const HELP = [
   "JSON form only.",
   "",
   "  -f, --format FORMAT        raw or qcow2; found out when not given",
+  "      --image-opts           IMAGE is driver=...,file.filename=...",
   "  -s, --start-offset OFFSET  where to start (default: 0)",
   "  -l, --max-length LENGTH    how far to go (default: to the end of the disk)",
   "      --output human|json    text in columns (default), or JSON with what is zero, compressed or behind other images",
@@ -35,6 +36,7 @@ const LONGS: readonly LongOption[] = [
   { name: "max-length", value: "required", letter: "l" },
   { name: "output", value: "required" },
   { name: "force-share", value: "none", letter: "U" },
+  { name: "image-opts", value: "none" },
 ];
 
 /** The subcommand. */
@@ -46,6 +48,7 @@ interface MapOptions {
   length: number;
   json: boolean;
   share: boolean;
+  imageOpts: boolean;
 }
 
 async function run(args: readonly string[], output: Output): Promise<number> {
@@ -54,11 +57,11 @@ async function run(args: readonly string[], output: Output): Promise<number> {
     output.out(HELP);
     return 0;
   }
-  const options: MapOptions = { start: 0, length: Infinity, json: false, share: false };
+  const options: MapOptions = { start: 0, length: Infinity, json: false, share: false, imageOpts: false };
   for (const { name, value } of given.options) readOption(options, name, value ?? "");
   if (given.operands.length !== 1) throw usage("map", "Expecting one image file name");
-  const { format, share, start, length, json } = options;
-  const image = await openForCommand(given.operands[0], { format, share, readOnly: true });
+  const { format, share, imageOpts, start, length, json } = options;
+  const image = await openForCommand(given.operands[0], { format, share, imageOpts, readOnly: true });
   try {
     const end = Math.min(start + length, image.sizeBytes);
     const maps = mapChain(image, start, Math.max(0, end - start), fullMap());
@@ -83,6 +86,9 @@ function readOption(options: MapOptions, name: string, value: string): void {
       break;
     case "U":
       options.share = true;
+      break;
+    case "image-opts":
+      options.imageOpts = true;
       break;
     case "output":
       if (value !== "human" && value !== "json") {

@@ -5,12 +5,12 @@
  */
 
 import type { Image } from "../image/image.ts";
-import { openImage, type OpenOptions } from "../image/open.ts";
+import { openImage, openImageOptions, type OpenOptions } from "../image/open.ts";
 import { parseSize } from "../image/size.ts";
 import { getopt, type GivenOption, type LongOption, OptionError } from "../script/getopt.ts";
 import { CACHE_MODES } from "../script/open_settings.ts";
 import type { Output } from "../script/session.ts";
-import { BlockError } from "../storage/block_error.ts";
+import { BlockError, BlockOptionError } from "../storage/block_error.ts";
 
 /** The end of a command: lines for standard error without the program's name, and the exit code. */
 export class ImageCommandError extends Error {
@@ -110,20 +110,31 @@ export function checkCache(text: string, what: "source cache" | "cache", code = 
   if (!Object.hasOwn(CACHE_MODES, text)) throw new ImageCommandError(`Invalid ${what} option: ${text}`, { code });
 }
 
+/** How a command opens an image. */
+export interface CommandOpenOptions extends OpenOptions {
+  /** The name is a list of options: `driver=raw,file.filename=disk.img`. */
+  imageOpts?: boolean;
+}
+
 /**
  * Opens an image as qemu-img does, with its words when that fails.
  *
  * @param code exit code of a failure
  * @throws ImageCommandError
  */
-export async function openForCommand(name: string, options: OpenOptions, code = 1): Promise<Image> {
+export async function openForCommand(name: string, options: CommandOpenOptions, code = 1): Promise<Image> {
+  const { imageOpts = false, ...others } = options;
+  if (imageOpts && options.format !== undefined) {
+    throw new ImageCommandError("--image-opts and --format are mutually exclusive", { code });
+  }
   try {
-    return await openImage(name, options);
+    return await (imageOpts ? openImageOptions(name, others) : openImage(name, others));
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     const { message, reason, hint } = error;
-    // A format that is not known never came near the file.
-    const why = reason.startsWith("Unknown driver") ? reason : message;
+    // Options and formats that are not known never came near the file.
+    const isAboutOptions = error instanceof BlockOptionError || reason.startsWith("Unknown driver");
+    const why = isAboutOptions ? reason : message;
     throw new ImageCommandError(`Could not open '${name}': ${why}`, { code, hint, cause: error });
   }
 }

@@ -202,6 +202,14 @@ Deno.test({
       `convert -O qcow2 ${disk} ${none}/x`,
       `convert -c -O qcow2 -o data_file=${out}.data ${disk} ${out}`,
       "convert -O qcow2 -o help",
+      `map --image-opts driver=raw,file.filename=${disk}`,
+      `map --image-opts -f raw driver=raw,file.filename=${disk}`,
+      `map --image-opts driver=foo,file.filename=${disk}`,
+      `map --image-opts driver=raw,foo=1,file.filename=${disk}`,
+      `compare --image-opts driver=raw,file.filename=${disk} driver=raw,file.filename=${none}`,
+      `compare --image-opts -F raw driver=raw,file.filename=${disk} driver=raw,file.filename=${none}`,
+      `convert --image-opts driver=raw,file.filename=${disk} ${out}`,
+      `dd --image-opts if=driver=raw,file.filename=${disk} of=${out}`,
     ];
     for (const line of cases) await sameAsQemuImg(line.split(" "));
   },

@@ -6,7 +6,6 @@
 
 import type { Storage } from "../../storage/storage.ts";
 import type { DetailValue, ImageDetails } from "../image.ts";
-import { readDirectory } from "./bitmap_directory.ts";
 import type { BitmapDirectory, Qcow2Header } from "./header.ts";
 import { corrupt } from "./refuse.ts";
 
@@ -47,6 +46,7 @@ async function version3(storage: Storage, header: Qcow2Header): Promise<Record<s
 const BITMAP_FLAGS = ["in-use", "auto"];
 
 async function readBitmaps(storage: Storage, directory: BitmapDirectory): Promise<DetailValue[]> {
+  const { readDirectory } = await import("./bitmap_directory.ts");
   const entries = await readDirectory(storage, directory);
   return entries.map(({ name, flags, granularityBits, position }) => {
     if (granularityBits > 31) {
