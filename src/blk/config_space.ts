@@ -75,6 +75,11 @@ export class BlkConfigSpace {
     if (offset < CONFIG_SIZE) target.set(this.#bytes.subarray(offset, offset + target.byteLength));
   }
 
+  /** Whether a range holds nothing but what a driver may write. */
+  writable(offset: number, lengthBytes: number): boolean {
+    return hasFeature(this.#features, VIRTIO_BLK_F_CONFIG_WCE) && offset === WRITEBACK && lengthBytes === 1;
+  }
+
   /**
    * A write by the driver.
    *

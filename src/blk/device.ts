@@ -92,6 +92,10 @@ export class BlkDevice implements Device {
     if (this.#config.write(offset, source)) this.#context.writethrough = !this.#config.writeback;
   }
 
+  configWritable(offset: number, lengthBytes: number): boolean {
+    return this.#config.writable(offset, lengthBytes);
+  }
+
   connect(events: DeviceEvents): void {
     this.#events = events;
   }
@@ -111,6 +115,14 @@ export class BlkDevice implements Device {
 
   kick(index: number): void {
     this.#queues[index].run();
+  }
+
+  pauseQueue(index: number): Completion {
+    return this.#queues[index].pause();
+  }
+
+  resumeQueue(index: number): void {
+    this.#queues[index].resume();
   }
 
   stopQueue(index: number): Completion {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { BlockError, type Completion, type Extent } from "../image/image.ts";
+import { after, BlockError, type Completion, type Extent } from "../image/image.ts";
 import type { TraceSink } from "../trace/events.ts";
 import type { Violation } from "../virtio/violation.ts";
 import { addCounters, newCounters, type Virtqueue, type VirtqueueCounters } from "../virtio/virtqueue/virtqueue.ts";
@@ -79,10 +79,10 @@ export class BlkQueue {
     return this.#idle();
   }
 
-  /** Starts nothing more until `resume`; ends when no request is in flight any more. */
+  /** Starts nothing more until `resume`; ends when all requests that were in flight have been returned to the driver. */
   pause(): Completion {
     this.#pauses++;
-    return this.#idle();
+    return after(this.#idle(), () => this.#publish());
   }
 
   /** Goes on with what became available meanwhile. */

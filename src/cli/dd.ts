@@ -1,7 +1,8 @@
 /**
  * `vblk dd`: copies blocks of an image into a new one, as `qemu-img dd` does.
  *
- * As there nothing is left out, zeros neither, and `skip=` counts against `count=`: `count=4 skip=1` copies three blocks.
+ * As there nothing is left out, zeros neither, and `skip=` counts against `count=`: `count=4 skip=1` copies three
+ * blocks.
  *
  * @module
  */

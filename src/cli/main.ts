@@ -79,6 +79,42 @@ const ROWS: readonly Row[] = [
     summary: "looks for damage in an image, and repairs it",
     load: () => import("./check.ts"),
   },
+  {
+    name: "bitmap",
+    args: "[OPTIONS] IMAGE B",
+    summary: "changes a persistent bitmap, which notes what is written to an image",
+    load: () => import("./bitmap.ts"),
+  },
+  {
+    name: "resize",
+    args: "[OPTIONS] IMAGE [+|-]SIZE",
+    summary: "changes the size of a disk",
+    load: () => import("./resize.ts"),
+  },
+  {
+    name: "snapshot",
+    args: "[OPTIONS] IMAGE",
+    summary: "lists, takes, applies and deletes internal snapshots",
+    load: () => import("./snapshot.ts"),
+  },
+  {
+    name: "rebase",
+    args: "[OPTIONS] -b BACKING IMAGE",
+    summary: "gives an image another backing file",
+    load: () => import("./rebase.ts"),
+  },
+  {
+    name: "commit",
+    args: "[OPTIONS] IMAGE",
+    summary: "writes what an image has into its backing file",
+    load: () => import("./commit.ts"),
+  },
+  {
+    name: "amend",
+    args: "-o OPTIONS IMAGE",
+    summary: "changes the options of a qcow2 image",
+    load: () => import("./amend.ts"),
+  },
 ];
 
 /** Runs vblk with the given arguments; returns the exit code. */

@@ -21,7 +21,7 @@ const HELP = [
   "      --image-opts           IMAGE is driver=...,file.filename=...",
   "  -s, --start-offset OFFSET  where to start (default: 0)",
   "  -l, --max-length LENGTH    how far to go (default: to the end of the disk)",
-  "      --output human|json    text in columns (default), or JSON with what is zero, compressed or behind other images",
+  "      --output human|json    text in columns (default), or JSON, which has zeros and compressed parts too",
   "  -U, --force-share          take no lock: for an image that a machine uses now",
   "  -h, --help                 this text",
   "",

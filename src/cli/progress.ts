@@ -21,7 +21,7 @@ export interface ProgressStreams {
 export interface ProgressOptions {
   /** `percent`: qemu-img's `-p`. `none`: `-q`. `bar`: neither was given. */
   readonly mode: "percent" | "bar" | "none";
-  /** `percent`: how many of the hundred must pass before it is printed again. As in qemu-img, for each command its own. */
+  /** `percent`: how many of the hundred pass before it is printed again. As in qemu-img, each command has its own. */
   readonly step: number;
 }
 

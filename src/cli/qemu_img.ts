@@ -132,8 +132,9 @@ export async function openForCommand(name: string, options: CommandOpenOptions, 
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     const { message, reason, hint } = error;
-    // Options and formats that are not known never came near the file.
-    const isAboutOptions = error instanceof BlockOptionError || reason.startsWith("Unknown driver");
+    // Options and formats that are not known never came near the file; what is behind it is another one.
+    const isAboutOptions = error instanceof BlockOptionError ||
+      /^(?:Unknown driver|Could not open backing file)/.test(reason);
     const why = isAboutOptions ? reason : message;
     throw new ImageCommandError(`Could not open '${name}': ${why}`, { code, hint, cause: error });
   }

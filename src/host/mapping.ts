@@ -107,6 +107,13 @@ export class Mapping implements Disposable {
     return new Mapping(pointer, mapped, skip, lengthBytes);
   }
 
+  /** Maps what a kernel object offers at an offset that stands for a thing, not for a place in a file. */
+  static ofDevice(descriptor: number, offset: number, lengthBytes: number): Mapping {
+    checkRange(offset, lengthBytes);
+    const pages = roundUp(lengthBytes, pageSizeBytes());
+    return new Mapping(map(pages, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, offset), pages, 0, lengthBytes);
+  }
+
   /** Whether it is still mapped. */
   get isMapped(): boolean {
     return this.#pages !== null;

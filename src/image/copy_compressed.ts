@@ -1,8 +1,8 @@
 /**
  * Copies disks into an image that compresses its clusters, on several cores.
  *
- * Batches of clusters are read in order, compressed by whoever is free, and written in order; so many are under way that
- * nobody waits, and no more.
+ * Batches of clusters are read in order, compressed by whoever is free, and written in order; so many are under way
+ * that nobody waits, and no more.
  *
  * @module
  */

@@ -234,6 +234,11 @@ const FORMAT_NAMES = [
   ...["nbd", "file", "host_device", "http", "https", "ssh", "rbd", "iscsi", "gluster", "nfs", "null-co", "null-aio"],
 ];
 
+/** Whether QEMU has a format or protocol of this name. */
+export function isKnownFormat(name: string): boolean {
+  return FORMAT_NAMES.includes(name);
+}
+
 function refuseEncryption(values: CreateValues): void {
   const wish = [...values].find(([name, value]) =>
     name === "encryption" ? value === true : name.startsWith("encrypt.")

@@ -11,11 +11,14 @@
 import { MemoryRegion } from "./region.ts";
 import type { SegmentList } from "./segment_list.ts";
 
+/** A region that holds no address, for memory without regions. */
+const NOWHERE = new MemoryRegion(0, new Uint8Array(0));
+
 /** The memory that a driver and a device share. */
 export class GuestMemory {
-  #regions: MemoryRegion[];
+  #regions: MemoryRegion[] = [];
   /** The region that satisfied the last lookup: guests have one to three, and neighbours in time are neighbours in space. */
-  #last: MemoryRegion;
+  #last: MemoryRegion = NOWHERE;
 
   /**
    * Puts regions together.
@@ -25,21 +28,37 @@ export class GuestMemory {
    */
   constructor(regions: MemoryRegion[]) {
     if (regions.length === 0) throw new RangeError("guest memory needs at least one region");
-    this.#regions = [...regions].sort((a, b) => a.guestAddress - b.guestAddress);
-    for (let i = 1; i < this.#regions.length; i++) {
-      const before = this.#regions[i - 1];
-      if (before.guestAddress + before.sizeBytes > this.#regions[i].guestAddress) {
-        throw new RangeError(
-          `guest memory regions overlap at address 0x${this.#regions[i].guestAddress.toString(16)}`,
-        );
-      }
-    }
-    this.#last = this.#regions[0];
+    this.setRegions(regions);
+  }
+
+  /** Memory without any region, for a transport that learns of them one by one. */
+  static empty(): GuestMemory {
+    const memory = new GuestMemory([NOWHERE]);
+    memory.setRegions([]);
+    return memory;
   }
 
   /** One zeroed region of `sizeBytes` that starts at `guestAddress`. */
   static allocate(sizeBytes: number, guestAddress = 0): GuestMemory {
     return new GuestMemory([new MemoryRegion(guestAddress, new Uint8Array(sizeBytes))]);
+  }
+
+  /**
+   * Replaces the regions, in any order. Whoever takes one away has made sure that no queue lies in it and that no
+   * request that refers to it is in flight.
+   *
+   * @throws RangeError when two of them overlap
+   */
+  setRegions(regions: readonly MemoryRegion[]): void {
+    const sorted = [...regions].sort((a, b) => a.guestAddress - b.guestAddress);
+    for (let i = 1; i < sorted.length; i++) {
+      const before = sorted[i - 1];
+      if (before.guestAddress + before.sizeBytes > sorted[i].guestAddress) {
+        throw new RangeError(`guest memory regions overlap at address 0x${sorted[i].guestAddress.toString(16)}`);
+      }
+    }
+    this.#regions = sorted;
+    this.#last = sorted[0] ?? NOWHERE;
   }
 
   /** The regions, by address. */

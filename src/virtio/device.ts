@@ -35,6 +35,8 @@ export interface Device {
   readConfig(offset: number, target: Uint8Array): void;
   /** The driver wrote configuration bytes at `offset`. */
   writeConfig(offset: number, source: Uint8Array): void;
+  /** Whether the driver may write all of these configuration bytes, as far as the device type says. */
+  configWritable(offset: number, lengthBytes: number): boolean;
   /** Says whom to tell. Called once. */
   connect(events: DeviceEvents): void;
   /** Negotiation ended with these features. */
@@ -43,6 +45,13 @@ export interface Device {
   startQueue(index: number, queue: Virtqueue): void;
   /** Available buffer notification for a started queue. */
   kick(index: number): void;
+  /**
+   * Holds a queue: from here on no request is started. When it ends, every request that was started has been returned
+   * to the driver. Pauses are counted; a queue may be paused before it is started and is not resumed by being stopped.
+   */
+  pauseQueue(index: number): void | Promise<void>;
+  /** Takes one pause back. With the last one, what became available meanwhile is carried out. */
+  resumeQueue(index: number): void;
   /**
    * Stops one queue. When it ends, no request of the queue is in flight, and none of its memory is touched any more.
    */

@@ -35,8 +35,8 @@ export interface CrashOptions {
   readonly states?: number;
   /** Lose the barriers inside operations, as a canary. */
   readonly dropBarriers?: boolean;
-  /** Gets states that were judged well, to be judged by somebody else too. */
-  readonly also?: (bytes: Uint8Array, wasDirty: boolean) => void;
+  /** Gets image files that were judged well, to be judged by somebody else too; dirty ones as they were repaired. */
+  readonly also?: (bytes: Uint8Array) => void;
 }
 
 /** Runs a workload and judges every state; returns how many. */
@@ -79,7 +79,7 @@ export async function crashQcow2(it: CrashCase, seed: number, options: CrashOpti
       epoch: (tick) => model.epoch(tick),
       async judge(state) {
         const { bytes, wasDirty } = await judgeQcow2(disk, model, state);
-        options.also?.(bytes, wasDirty);
+        options.also?.(wasDirty ? bytes : state.files[0]);
       },
     });
   } catch (error) {

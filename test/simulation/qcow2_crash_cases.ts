@@ -60,10 +60,11 @@ export const CASES: readonly CrashCase[] = [
   {
     name: "a longer refcount table",
     shape: { refcountBits: 64, sizeBytes: 4 << 20 },
-    before: [{ kind: "write", offset: 0, lengthBytes: 1960 * KIB }],
+    // The table that there is at first counts 2 MiB.
+    before: [{ kind: "write", offset: 0, lengthBytes: 1978 * KIB }],
     weights: { write: 8, flush: 1, discard: 1 },
-    actions: 60,
-    states: 60,
+    actions: 16,
+    states: 150,
   },
   { name: "lazy refcounts", shape: { lazyRefcounts: true }, weights: { ...GUEST, reopen: 1 } },
   { name: "lazy refcounts and snapshots", shape: { lazyRefcounts: true }, weights: { ...SNAPSHOTS, reopen: 1 } },

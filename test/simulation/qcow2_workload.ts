@@ -23,8 +23,10 @@ function weightsFor(random: Random, shape: Qcow2Shape): Weights {
 export function waiting(random: Random): () => Completion {
   return () => {
     if (random.oneIn(3)) return;
+    // Sometimes long enough for a flush in between.
+    const most = random.oneIn(8) ? 300 : 12;
     return (async () => {
-      for (let n = random.below(12); n > 0; n--) await undefined;
+      for (let n = random.below(most); n > 0; n--) await undefined;
     })();
   };
 }
@@ -55,6 +57,11 @@ export async function runTogether(random: Random, world: World, clusterBytes: nu
     const kind = random.pick(["write", "write", "write", "zeroes", "discard", "read"] as const);
     return kind === "zeroes" ? { kind, ...range, mayUnmap: random.oneIn(2) } : { kind, ...range };
   });
+  // Others read at the same time, and a little later, what is being changed.
+  for (const range of ranges) {
+    if (random.oneIn(2)) actions.push({ kind: "read", ...range, racing: true });
+  }
+  random.shuffle(actions);
   if (random.oneIn(2)) actions.push({ kind: "flush" });
   world.story.push(`together: ${actions.length}`);
   await Promise.all(actions.map((action) => world.run(action)));

@@ -28,7 +28,9 @@ export interface TestImage {
 export type Action =
   | { kind: "write" | "compressed"; offset: number; lengthBytes: number; noisy?: boolean }
   | { kind: "zeroes"; offset: number; lengthBytes: number; mayUnmap: boolean }
-  | { kind: "discard" | "read"; offset: number; lengthBytes: number }
+  | { kind: "discard"; offset: number; lengthBytes: number }
+  /** With `racing`, while others change the same bytes: what was there before or after is right. */
+  | { kind: "read"; offset: number; lengthBytes: number; racing?: boolean }
   | { kind: "resize"; sizeBytes: number }
   | { kind: "snapshot" | "apply" | "delete"; name: string }
   | { kind: "flush" | "reopen" };
@@ -141,6 +143,7 @@ export class World {
         return await this.check(offset, lengthBytes);
       }
       case "read":
+        if (action.racing) return await this.#race(action.offset, action.lengthBytes);
         return await this.check(action.offset, action.lengthBytes);
       case "resize":
         return await this.#safely(model.resize(action.sizeBytes), () => image.resize(action.sizeBytes));
@@ -160,6 +163,17 @@ export class World {
         await this.#close();
         return await this.#open();
     }
+  }
+
+  async #race(offset: number, lengthBytes: number): Promise<void> {
+    const { model, image } = this;
+    const expected = (i: number) => model.expected(offset / SECTOR + i);
+    const before = Array.from({ length: lengthBytes / SECTOR }, (_, i) => expected(i));
+    const tags = await readTags(image, offset, lengthBytes);
+    tags.forEach((tag, i) => {
+      if (before[i].includes(tag) || expected(i).includes(tag)) return;
+      throw new Error(`a read at ${offset + i * SECTOR} found 0x${tag.toString(16)}, which is neither old nor new`);
+    });
   }
 
   /** What changes the tables as a whole flushes before, and is certain when it ends. */

@@ -32,6 +32,10 @@ export class StubDevice implements Device {
     this.calls.push(`config ${offset} ${[...source]}`);
   }
 
+  configWritable(offset: number, lengthBytes: number): boolean {
+    return offset >= 4 && offset + lengthBytes <= 8;
+  }
+
   connect(events: DeviceEvents): void {
     this.events = events;
   }
@@ -47,6 +51,15 @@ export class StubDevice implements Device {
 
   kick(index: number): void {
     this.calls.push(`kick ${index}`);
+  }
+
+  pauseQueue(index: number): void | Promise<void> {
+    this.calls.push(`pause ${index}`);
+    return this.atRest;
+  }
+
+  resumeQueue(index: number): void {
+    this.calls.push(`resume ${index}`);
   }
 
   stopQueue(index: number): void | Promise<void> {

@@ -40,6 +40,7 @@ export async function amendQcow2(
   let wishes: Wishes | undefined;
   let steps = 0;
   let step = 0;
+  let isDowngrade = false;
   const using = async (action: (image: Qcow2Image, wishes: Wishes) => Promise<void>) => {
     const image = await open();
     try {
@@ -65,12 +66,14 @@ export async function amendQcow2(
     step++;
   });
   await using(async (image, wishes) => {
-    const change = headerChange(image.header, wishes);
-    if (Object.keys(change).length > 0) await image.exclusive(({ file }) => replaceHeader(file, change));
+    await change(image, changesOf(image.header, wishes));
+    if (wishes.sizeBytes > 0) await image.resize(wishes.sizeBytes);
+    // Last, as nothing can open the image any more when the new file is not there yet.
+    await change(image, dataFileChange(image.header, wishes));
+    isDowngrade = wishes.version < image.header.version;
   });
-  await using(async (image, { version, sizeBytes }) => {
-    if (sizeBytes > 0) await image.resize(sizeBytes);
-    if (version === image.header.version) return;
+  if (!isDowngrade) return;
+  await using(async (image) => {
     const { downgrade } = await import("./amend_downgrade.ts");
     await image.exclusive((tables) => downgrade(tables, done));
   });
@@ -83,14 +86,20 @@ async function upgrade(tables: Parameters<typeof rewriteSnapshots>[0]): Promise<
   await replaceHeader(tables.file, { version: 3 });
 }
 
-function headerChange(header: Qcow2Header, wishes: Wishes): Partial<Qcow2Header> {
-  const { lazyRefcounts, externalDataRaw, dataFileName } = wishes;
-  const name = dataFileName === "" ? null : dataFileName;
+async function change(image: Qcow2Image, fields: Partial<Qcow2Header>): Promise<void> {
+  if (Object.keys(fields).length > 0) await image.exclusive(({ file }) => replaceHeader(file, fields));
+}
+
+function changesOf(header: Qcow2Header, { lazyRefcounts, externalDataRaw }: Wishes): Partial<Qcow2Header> {
   return {
     ...lazyRefcounts === header.lazyRefcounts ? {} : { lazyRefcounts },
     ...externalDataRaw === header.externalDataRaw ? {} : { externalDataRaw },
-    ...name === undefined || name === header.dataFileName ? {} : { dataFileName: name },
   };
+}
+
+function dataFileChange(header: Qcow2Header, wishes: Wishes): Partial<Qcow2Header> {
+  const name = wishes.dataFileName === "" ? null : wishes.dataFileName;
+  return name === undefined || name === header.dataFileName ? {} : { dataFileName: name };
 }
 
 /** Checks the options in QEMU's order. */

@@ -167,10 +167,11 @@ export class PersistentBitmaps {
   add(name: string, granularityBytes?: number, enabled = true): Bitmap {
     if (name === "") throw this.#refused("Bitmap name cannot be empty");
     const granule = granularityBytes ?? Math.min(65536, Math.max(4096, this.#clusterBytes));
-    if (granule < 512 || !Number.isInteger(Math.log2(granule))) {
+    // QEMU takes no more than 32 bits, so what is larger is no power of two to it.
+    if (granule < 512 || granule >= 2 ** 32 || !Number.isInteger(Math.log2(granule))) {
       throw this.#refused("Granularity must be power of 2 and at least 512");
     }
-    if (this.#find(name) !== undefined) throw this.#refused(`Bitmap already exists: ${name}`);
+    if (this.#slots.some(({ entry }) => entry.name === name)) throw this.#refused(`Bitmap already exists: ${name}`);
     const prefix = `Can't make bitmap '${name}' persistent in '${this.storage.name}': `;
     if (this.#version < 3) throw this.#refused(`${prefix}Cannot store dirty bitmaps in qcow2 v2 files`);
     const entry = newEntry(name, Math.log2(granule), enabled ? BITMAP_FLAG.auto : 0);
@@ -193,8 +194,7 @@ export class PersistentBitmaps {
 
   /** Removes a bitmap, whatever its state. */
   remove(name: string): void {
-    const slot = this.#find(name);
-    if (slot === undefined) throw this.#refused(`Dirty bitmap '${name}' not found`);
+    const slot = this.find(name);
     this.#slots = this.#slots.filter((other) => other !== slot);
     if (slot.inFile) this.removed.push(slot.entry);
     this.#edited();
@@ -228,11 +228,17 @@ export class PersistentBitmaps {
     for await (const { offset, lengthBytes } of source.ranges()) bitmap.set(offset, lengthBytes);
   }
 
+  /** A bitmap, whether it can be used or not. */
+  find(name: string): BitmapSlot {
+    const slot = this.#slots.find(({ entry }) => entry.name === name);
+    if (slot === undefined) throw this.#refused(`Dirty bitmap '${name}' not found`);
+    return slot;
+  }
+
   /** A bitmap that can be used. */
   use(name: string): Bitmap {
-    const slot = this.#find(name);
-    if (slot === undefined) throw this.#refused(`Dirty bitmap '${name}' not found`);
-    if (slot.bitmap !== null) return slot.bitmap;
+    const { bitmap } = this.find(name);
+    if (bitmap !== null) return bitmap;
     throw this.#refused(`Bitmap '${name}' is inconsistent and cannot be used`, "remove it, and add it again");
   }
 
@@ -256,10 +262,6 @@ export class PersistentBitmaps {
     this.removed.length = 0;
     this.#changed = false;
     this.#choose();
-  }
-
-  #find(name: string): BitmapSlot | undefined {
-    return this.#slots.find(({ entry }) => entry.name === name);
   }
 
   #edited(): void {

@@ -43,6 +43,8 @@ export class ClusterWriter {
   readonly #old: OldContents;
   readonly #clusterBytes: number;
   readonly #subclusterBytes: number;
+  /** Room for a cluster: only one is made at a time. */
+  #scratch: Uint8Array | null = null;
 
   constructor(tables: WriteBack, old: OldContents) {
     this.#tables = tables;
@@ -125,10 +127,9 @@ export class ClusterWriter {
     // What was never written reads as zeros already; elsewhere they must be written over what was there before.
     const begin = piece.isFresh && head.isZero ? from : cover.from;
     const end = piece.isFresh && tail.isZero ? to : cover.to;
-    const bytes = new SegmentList();
-    await this.#append(bytes, start + begin, from - begin, head.isZero);
-    bytes.appendRange(list, done, to - from);
-    await this.#append(bytes, start + to, end - to, tail.isZero);
+    const bytes = piece.clusters === 1 && end - begin > to - from
+      ? await this.#merge(piece, begin, end, head.isZero, list, done)
+      : await this.#surround(piece, begin, end, head.isZero, tail.isZero, list, done);
     if (!piece.isNew) file.checkData(hostOffset + begin, end - begin);
     await file.writeData(hostOffset + begin, bytes);
     this.#tables.mapping.grow(file.endBytes);
@@ -170,15 +171,48 @@ export class ClusterWriter {
     return subclusters === 1 ? kind : entry.subcluster(subcluster, entry.placed);
   }
 
-  /** Adds bytes that the guest does not write. */
-  async #append(list: SegmentList, offset: number, lengthBytes: number, isZero: boolean): Promise<void> {
-    if (lengthBytes === 0) return;
-    const bytes = SegmentList.over(new Uint8Array(lengthBytes));
-    if (!isZero) {
-      await this.#tables.file.event("cow_read");
-      await this.#old.read(offset, bytes);
-    }
-    list.appendRange(bytes, 0, lengthBytes);
+  /** One cluster in one buffer: to be read with one operation, and written with one. */
+  async #merge(
+    piece: Piece,
+    begin: number,
+    end: number,
+    isZero: boolean,
+    list: SegmentList,
+    done: number,
+  ): Promise<SegmentList> {
+    this.#scratch ??= new Uint8Array(this.#clusterBytes);
+    const bytes = this.#scratch.subarray(0, end - begin);
+    if (isZero) bytes.fill(0);
+    else await this.#readOld(piece.start + begin, bytes);
+    list.copyTo(bytes.subarray(piece.from - begin, piece.to - begin), done);
+    return SegmentList.over(bytes);
+  }
+
+  /** The guest's bytes where they are, between those that it does not write. */
+  async #surround(
+    { start, from, to }: Piece,
+    begin: number,
+    end: number,
+    isHeadZero: boolean,
+    isTailZero: boolean,
+    list: SegmentList,
+    done: number,
+  ): Promise<SegmentList> {
+    const bytes = new SegmentList();
+    const append = async (offset: number, lengthBytes: number, isZero: boolean) => {
+      const part = new Uint8Array(lengthBytes);
+      if (lengthBytes > 0 && !isZero) await this.#readOld(offset, part);
+      bytes.appendRange(SegmentList.over(part), 0, lengthBytes);
+    };
+    await append(start + begin, from - begin, isHeadZero);
+    bytes.appendRange(list, done, to - from);
+    await append(start + to, end - to, isTailZero);
+    return bytes;
+  }
+
+  async #readOld(offset: number, bytes: Uint8Array): Promise<void> {
+    await this.#tables.file.event("cow_read");
+    await this.#old.read(offset, SegmentList.over(bytes));
   }
 
   /** The cluster at `start` is at `hostOffset` from now on, with data in some of its bytes. */

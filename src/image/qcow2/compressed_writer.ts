@@ -31,6 +31,10 @@ export class CompressedWriter {
   async write(start: number, data: Uint8Array): Promise<void> {
     const tables = this.#tables;
     const { file, mapping } = tables;
+    if (file.header.externalData) {
+      const reason = "An image with an external data file has no compressed clusters";
+      throw new BlockError({ kind: "invalid", path: file.storage.name, operation: "write", offset: start, reason });
+    }
     await tables.relieve();
     const slice = await tables.tableFor(start);
     const at = mapping.inSlice(start);

@@ -7,7 +7,7 @@
 
 import zlib from "node:zlib";
 
-/** Turns a cluster into its compressed data; `null` when they would not be smaller, and the cluster is stored as it is. */
+/** Turns a cluster into its compressed data; `null` when they would not be smaller: then it is stored as it is. */
 export type Compressor = (cluster: Uint8Array) => Uint8Array<ArrayBuffer> | null;
 
 /** The compressor for a compression type; `null` where this Deno has none (zstd needs a newer one than 2.4). */

@@ -71,6 +71,25 @@ export class DescriptorChain {
     this.#flags[i] = flags;
   }
 
+  /** How many descriptors were read, those of an indirect table included. */
+  get recordCount(): number {
+    return this.#count;
+  }
+
+  /** Copies descriptor `i`, as it was read, to `at` in the form that both layouts begin with: le64 addr, le32 len. */
+  copyRecord(i: number, view: DataView, addressAt: number, lengthAt: number): void {
+    const address = this.#addresses[i];
+    // An address that no number holds is nowhere in memory, and so is the last one.
+    view.setUint32(addressAt, address === Infinity ? 0xffffffff : address >>> 0, true);
+    view.setUint32(addressAt + 4, address === Infinity ? 0xffffffff : Math.floor(address / 0x1_0000_0000), true);
+    view.setUint32(lengthAt, this.#lengths[i], true);
+  }
+
+  /** The flags of descriptor `i`, as they were read. */
+  recordFlags(i: number): number {
+    return this.#flags[i];
+  }
+
   /** The descriptors that were read, in order. Allocates: for printing only. */
   get descriptors(): DescriptorRecord[] {
     return Array.from({ length: this.#count }, (_, i) => ({

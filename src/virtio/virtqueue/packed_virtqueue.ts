@@ -35,6 +35,9 @@ import {
 import { virtqueueViolation } from "./rules.ts";
 import { INDIRECT_MAX_DESCRIPTORS, locateParts, type QueuePart, Virtqueue, type VirtqueueConfig } from "./virtqueue.ts";
 
+/** Where a ring stands that was never used: at its first slot, both wrap counters set (§2.8.1). */
+export const PACKED_START = 0x8000_8000;
+
 /** A packed virtqueue, as the device sees it. */
 export class PackedVirtqueue extends Virtqueue {
   readonly #ring: DataView;
@@ -54,6 +57,8 @@ export class PackedVirtqueue extends Virtqueue {
   /** Where the next used descriptor goes. */
   #usedSlot = 0;
   #usedWrap = true;
+  /** Descriptors of buffers to be given out before all that is in the ring. */
+  #again: DataView[] | null = null;
   /** Flags of the first staged descriptor, written last, so that a batch appears at once. */
   #firstStagedWord = -1;
   #firstStagedFlags = 0;
@@ -63,6 +68,7 @@ export class PackedVirtqueue extends Virtqueue {
   private constructor(
     config: VirtqueueConfig,
     parts: { desc: QueuePart; driver: QueuePart; device: QueuePart },
+    position: number,
   ) {
     // A buffer ID is any 16-bit number; nothing in §2.8 ties it to the queue size.
     super(config, 0x1_0000, "packed");
@@ -74,26 +80,32 @@ export class PackedVirtqueue extends Virtqueue {
     this.#driverEventWord = parts.driver.offset / 2;
     this.#deviceEvent = parts.device.region.words;
     this.#deviceEventWord = parts.device.offset / 2;
+    this.#availSlot = position & 0x7fff;
+    this.#availWrap = (position & 0x8000) !== 0;
+    this.#usedSlot = position >>> 16 & 0x7fff;
+    this.#usedWrap = position >>> 31 === 1;
   }
 
   /**
    * Takes over a queue that the driver set up.
    *
+   * @param position where it stands, as `position` tells it; the caller has checked that both slots are below the size
    * @returns the queue, or the rule that the driver broke when it set the queue up
    */
-  static create(config: VirtqueueConfig): PackedVirtqueue | Violation {
+  static create(config: VirtqueueConfig, position: number = PACKED_START): PackedVirtqueue | Violation {
     const { size } = config;
     if (!Number.isInteger(size) || size < 1 || size > PVIRTQ_MAX_SIZE) {
       return virtqueueViolation("packed-queue-size", `the queue's size is ${size}`, true);
     }
     const parts = locateParts(config, true, packedSizes(size), PACKED_ALIGNMENT);
-    return "rule" in parts ? parts : new PackedVirtqueue(config, parts);
+    return "rule" in parts ? parts : new PackedVirtqueue(config, parts, position);
   }
 
   /** Takes the next available buffer (§2.8.1), if there is one. */
   override pop(chain: DescriptorChain): boolean {
     if (this.violation !== null) return false;
     this.begin(chain);
+    if (this.#again !== null) return this.#popAgain(chain, this.#again);
     const flags = Atomics.load(this.#ringWords, this.#flagsWord + this.#availSlot * 8);
     if (!this.#isAvailable(flags, this.#availWrap)) return false;
     if (!this.#walk(chain, flags)) return false;
@@ -107,6 +119,60 @@ export class PackedVirtqueue extends Virtqueue {
       this.#availWrap = !this.#availWrap;
     }
     return true;
+  }
+
+  override get position(): number {
+    const avail = this.#availSlot | (this.#availWrap ? 0x8000 : 0);
+    const used = this.#usedSlot | (this.#usedWrap ? 0x8000 : 0);
+    return avail + used * 0x1_0000;
+  }
+
+  /**
+   * Gives buffers out once more, before all others: those that a device which is gone took and did not return. The
+   * ring need not hold them any more, so each comes as a copy of its descriptors.
+   *
+   * @param buffers for each buffer its descriptors of 16 bytes, one or more, with the buffer ID in the last
+   */
+  resubmit(buffers: readonly DataView[]): void {
+    this.#again = buffers.length === 0 ? null : [...buffers];
+    this.#unstage();
+  }
+
+  /**
+   * The device that is gone may have written used descriptors behind one that it never showed. In their places they
+   * would pass for used as soon as the first of them is, so they are made to look as if never used.
+   */
+  #unstage(): void {
+    for (let slot = this.#usedSlot, wrap = this.#usedWrap, left = this.size; left > 0; left--) {
+      if (slot === this.#availSlot && wrap === this.#availWrap) return;
+      const word = this.#flagsWord + slot * 8;
+      const flags = Atomics.load(this.#ringWords, word);
+      const avail = (flags & PVIRTQ_DESC_F_AVAIL) !== 0;
+      const used = (flags & PVIRTQ_DESC_F_USED) !== 0;
+      if (avail === wrap && used === wrap) Atomics.store(this.#ringWords, word, flags ^ PVIRTQ_DESC_F_USED);
+      if (++slot === this.size) {
+        slot = 0;
+        wrap = !wrap;
+      }
+    }
+  }
+
+  #popAgain(chain: DescriptorChain, buffers: DataView[]): boolean {
+    const view = buffers.shift()!;
+    if (buffers.length === 0) this.#again = null;
+    const count = view.byteLength / PVIRTQ_DESC_SIZE;
+    chain.descriptorCount = count;
+    for (let i = 0; i < count; i++) {
+      const at = i * PVIRTQ_DESC_SIZE;
+      const flags = view.getUint16(at + PVIRTQ_DESC_FLAGS, true);
+      chain.head = view.getUint16(at + PVIRTQ_DESC_ID, true);
+      if (!(flags & PVIRTQ_DESC_F_INDIRECT)) this.addDescriptor(chain, i, false, view, at, flags);
+      else if (!this.#walkIndirect(chain, i, view, at, flags, count > 1)) return false;
+    }
+    if (this.inFlight[chain.head] !== 0) {
+      return this.broken("id-in-flight", `the record of buffers in flight names buffer ID ${chain.head} twice`);
+    }
+    return this.take(chain, true);
   }
 
   /** §2.8.1: AVAIL equals the wrap counter of the descriptor's lap and USED does not. */
@@ -126,7 +192,7 @@ export class PackedVirtqueue extends Virtqueue {
       chain.head = this.#ring.getUint16(at + PVIRTQ_DESC_ID, true);
       if (flags & PVIRTQ_DESC_F_INDIRECT) {
         chain.descriptorCount = count;
-        return this.#walkIndirect(chain, slot, at, flags, count > 1);
+        return this.#walkIndirect(chain, slot, this.#ring, at, flags, count > 1);
       }
       this.addDescriptor(chain, slot, false, this.#ring, at, flags);
       if (!(flags & PVIRTQ_DESC_F_NEXT)) {
@@ -151,9 +217,16 @@ export class PackedVirtqueue extends Virtqueue {
     }
   }
 
-  #walkIndirect(chain: DescriptorChain, slot: number, at: number, flags: number, inList: boolean): boolean {
-    const address = checkedU64(this.#ring.getUint32(at, true), this.#ring.getUint32(at + 4, true));
-    const length = this.#ring.getUint32(at + PVIRTQ_DESC_LEN, true);
+  #walkIndirect(
+    chain: DescriptorChain,
+    slot: number,
+    from: DataView,
+    at: number,
+    flags: number,
+    inList: boolean,
+  ): boolean {
+    const address = checkedU64(from.getUint32(at, true), from.getUint32(at + 4, true));
+    const length = from.getUint32(at + PVIRTQ_DESC_LEN, true);
     chain.record(slot, false, address, length, flags);
     if (!this.checkIndirect(slot, length, inList || (flags & PVIRTQ_DESC_F_NEXT) !== 0)) return false;
     // §2.8.7: the entries follow each other and only WRITE counts in them, so the table is the list.
@@ -231,6 +304,6 @@ export class PackedVirtqueue extends Virtqueue {
       Atomics.store(this.#deviceEvent, this.#deviceEventWord + EVENT_FLAGS / 2, RING_EVENT_FLAGS_ENABLE);
     }
     const flags = Atomics.load(this.#ringWords, this.#flagsWord + this.#availSlot * 8);
-    return this.#isAvailable(flags, this.#availWrap);
+    return this.#again !== null || this.#isAvailable(flags, this.#availWrap);
   }
 }

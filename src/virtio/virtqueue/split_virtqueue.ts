@@ -58,6 +58,8 @@ export class SplitVirtqueue extends Virtqueue {
   #seenAvail: number;
   /** Free-running: the next entry of the used ring to write. */
   #nextUsed: number;
+  /** Heads to be given out before all that is in the available ring. */
+  #again: number[] | null = null;
   /** One descriptor of an indirect table that lies across two regions. */
   readonly #scratch = new Uint8Array(VIRTQ_DESC_SIZE);
   readonly #scratchView = new DataView(this.#scratch.buffer);
@@ -66,6 +68,7 @@ export class SplitVirtqueue extends Virtqueue {
     config: VirtqueueConfig,
     parts: { desc: QueuePart; driver: QueuePart; device: QueuePart },
     startIdx: number,
+    usedIdx: number,
   ) {
     super(config, config.size, "split");
     this.#mask = config.size - 1;
@@ -84,28 +87,30 @@ export class SplitVirtqueue extends Virtqueue {
     this.#usedRing = device.offset + USED_RING;
     this.#nextAvail = startIdx;
     this.#seenAvail = startIdx;
-    this.#nextUsed = startIdx;
+    this.#nextUsed = usedIdx;
   }
 
   /**
    * Takes over a queue that the driver set up.
    *
-   * @param startIdx the index that both rings stand at; 0 unless a queue in use is taken over
+   * @param startIdx the index of the next buffer to take; 0 unless a queue in use is taken over
+   * @param usedIdx the index of the next used entry to write: another one while buffers are in flight
    * @returns the queue, or the rule that the driver broke when it set the queue up
    */
-  static create(config: VirtqueueConfig, startIdx = 0): SplitVirtqueue | Violation {
+  static create(config: VirtqueueConfig, startIdx = 0, usedIdx = startIdx): SplitVirtqueue | Violation {
     const { size } = config;
     if (!Number.isInteger(size) || size < 1 || size > VIRTQ_MAX_SIZE || (size & (size - 1)) !== 0) {
       return virtqueueViolation("queue-size", `the queue's size is ${size}`, false);
     }
     const parts = locateParts(config, false, splitSizes(size), SPLIT_ALIGNMENT);
-    return "rule" in parts ? parts : new SplitVirtqueue(config, parts, startIdx);
+    return "rule" in parts ? parts : new SplitVirtqueue(config, parts, startIdx, usedIdx);
   }
 
   /** Takes the next available buffer (§2.7.6), if there is one. */
   override pop(chain: DescriptorChain): boolean {
     if (this.violation !== null) return false;
     this.begin(chain);
+    if (this.#again !== null) return this.#popAgain(chain, this.#again);
     if (this.#nextAvail === this.#seenAvail && !this.#lookForAvailable()) return false;
     const head = this.#avail[this.#availRing + (this.#nextAvail & this.#mask)];
     if (head >= this.size) {
@@ -123,6 +128,28 @@ export class SplitVirtqueue extends Virtqueue {
     if (!this.#walk(chain, head)) return false;
     this.#nextAvail = (this.#nextAvail + 1) & 0xffff;
     return this.take(chain);
+  }
+
+  override get position(): number {
+    return this.#nextAvail;
+  }
+
+  /**
+   * Gives buffers out once more, before all others: those that a device which is gone took and did not return. Their
+   * descriptors are still where they were, since they are not the driver's before they are returned.
+   */
+  resubmit(heads: readonly number[]): void {
+    this.#again = heads.length === 0 ? null : [...heads];
+  }
+
+  #popAgain(chain: DescriptorChain, heads: number[]): boolean {
+    const head = heads.shift()!;
+    if (heads.length === 0) this.#again = null;
+    if (head >= this.size || this.inFlight[head] !== 0) {
+      return this.broken("head-range", `the record of buffers in flight names descriptor ${head}`);
+    }
+    chain.head = head;
+    return this.#walk(chain, head) && this.take(chain, true);
   }
 
   /** Reads the available index; `false` when nothing is new or the index is impossible. */
@@ -240,6 +267,6 @@ export class SplitVirtqueue extends Virtqueue {
     if (this.eventIdx) Atomics.store(this.#used, this.#availEvent, this.#nextAvail);
     else Atomics.store(this.#used, this.#usedFlags, 0);
     // A buffer made available before the driver could see this store came without a notification.
-    return Atomics.load(this.#avail, this.#availIdx) !== this.#nextAvail;
+    return this.#again !== null || Atomics.load(this.#avail, this.#availIdx) !== this.#nextAvail;
   }
 }

@@ -59,6 +59,23 @@ export interface VirtqueueCounters {
   callsSuppressed: number;
 }
 
+/**
+ * Somebody who keeps a record of what a queue does, where it outlives this process or moves to another host. A queue
+ * without one pays a comparison.
+ */
+export interface VirtqueueRecord {
+  /** A buffer was taken from the ring, and nothing of it was carried out yet. */
+  taken(chain: DescriptorChain): void;
+  /** All that is to be written into a buffer was written. */
+  returned(chain: DescriptorChain): void;
+  /** A buffer's used entry was written, where the driver does not see it yet. */
+  staged(head: number, descriptorCount: number): void;
+  /** The driver is about to see what was staged. */
+  publishing(): void;
+  /** The driver can see all that was staged. */
+  published(): void;
+}
+
 /** Counters at zero. */
 export function newCounters(): VirtqueueCounters {
   return { popped: 0, pushed: 0, published: 0, batches: 0, calls: 0, callsSuppressed: 0 };
@@ -80,6 +97,8 @@ export abstract class Virtqueue {
   readonly counters: VirtqueueCounters = newCounters();
   /** Set when the driver broke the ring: nothing is popped any more until the queue is reset. */
   violation: Violation | null = null;
+  /** Who keeps a record of the queue, if anybody does. */
+  record: VirtqueueRecord | null = null;
 
   /** Where the ring and its buffers are. */
   protected readonly memory: GuestMemory;
@@ -126,6 +145,13 @@ export abstract class Virtqueue {
    */
   abstract pop(chain: DescriptorChain): boolean;
 
+  /**
+   * Where the queue stands: for a split one the free-running index of the next buffer to take; for a packed one bits 0
+   * to 14 are the slot of the next descriptor to take, 16 to 30 that of the next used descriptor, 15 and 31 their wrap
+   * counters.
+   */
+  abstract get position(): number;
+
   /** Writes the used entry of one buffer; the driver need not see it before `publish`. */
   protected abstract stage(head: number, descriptorCount: number, bytesWritten: number): void;
 
@@ -153,6 +179,7 @@ export abstract class Virtqueue {
    * @param bytesWritten how many bytes were written, from the first device-writable byte on
    */
   push(chain: DescriptorChain, bytesWritten: number): void {
+    if (this.record !== null) this.record.returned(chain);
     if (this.#waiting === null) {
       this.#stageOne(chain.head, chain.descriptorCount, bytesWritten);
       return;
@@ -186,7 +213,9 @@ export abstract class Virtqueue {
     this.#descriptorsHeld -= descriptors;
     this.counters.batches++;
     this.counters.published += buffers;
+    if (this.record !== null) this.record.publishing();
     const wanted = this.publishStaged(buffers, descriptors);
+    if (this.record !== null) this.record.published();
     if (wanted) this.counters.calls++;
     else this.counters.callsSuppressed++;
     return wanted;
@@ -199,6 +228,7 @@ export abstract class Virtqueue {
     this.#stagedDescriptors += descriptorCount;
     this.counters.pushed++;
     this.stage(head, descriptorCount, bytesWritten);
+    if (this.record !== null) this.record.staged(head, descriptorCount);
   }
 
   /**
@@ -207,8 +237,10 @@ export abstract class Virtqueue {
    * @returns `false` when that makes more descriptors in flight than there are: buffers share some, or the ring was
    * overrun. It also bounds what a hostile driver can make the device remember, and, as a buffer counts until the
    * driver can see it returned, how long one that adds buffers without end can keep the device from publishing.
+   *
+   * @param again the buffer was taken before, by a device that is gone, and is in the record
    */
-  protected take(chain: DescriptorChain): boolean {
+  protected take(chain: DescriptorChain, again = false): boolean {
     const held = this.#descriptorsHeld + chain.descriptorCount;
     if (held > this.size) {
       const rule = this.layout === "packed" ? "ring-overrun" : "desc-shared";
@@ -220,6 +252,7 @@ export abstract class Virtqueue {
     this.counters.popped++;
     chain.sequence = this.#sequence;
     this.#sequence = (this.#sequence + 1) >>> 0;
+    if (this.record !== null && !again) this.record.taken(chain);
     return true;
   }
 

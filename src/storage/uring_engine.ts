@@ -1,0 +1,328 @@
+/**
+ * One io_uring for all that a thread reads and writes.
+ *
+ * It is driven in one of two ways. In a process that lives by Deno's event loop, nobody can wait there for a ring; so
+ * at the end of a turn of microtasks everything that was asked for is submitted in one system call, which waits for
+ * the first result. A thread that belongs to the ring alone (`drivenBy: "owner"`) calls `pollOnce` instead.
+ *
+ * Two ways lead in. Storages ask for operations that end as promises. A device that has slots of its own registers a
+ * handler once and submits under its own tokens: nothing is allocated then, and nobody waits for a microtask.
+ *
+ * @module
+ */
+
+import { IoUring, type IoUringOptions } from "../host/io_uring.ts";
+import { addressOf, Mapping } from "../host/mapping.ts";
+import type { SegmentList } from "../memory/segment_list.ts";
+
+/** Takes a result: the token it was submitted under, what the call would return or -errno, `IORING_CQE_F` flags. */
+export type TokenHandler = (token: number, result: number, flags: number) => void;
+
+/** An operation that the engine keeps a slot for until it has ended. */
+export interface UringOperation {
+  /** Submits it, under the given name. Called again for what `completed` did not want to end with. */
+  submit(engine: UringEngine, owner: number, token: number): void;
+  /**
+   * Takes the result.
+   *
+   * @returns whether it has ended; `false` submits it once more
+   */
+  completed(result: number): boolean;
+}
+
+/** How to make an engine. */
+export interface UringEngineOptions extends IoUringOptions {
+  /** Who makes it go. Default: `"microtasks"`. */
+  drivenBy?: "microtasks" | "owner";
+}
+
+/** The kernel takes no more in one call (IOV_MAX). */
+export const MOST_IOVECS = 1024;
+
+const IOVECS = 8 * MOST_IOVECS;
+const IOVEC_WORDS = 4;
+/** Registered by the engine itself: the owner of all `UringOperation`s. */
+const OPERATIONS = 0;
+const HIGH = 0x1_0000_0000;
+/** How long microtasks may follow microtasks before timers and signals get a turn. */
+const LONGEST_TURN_MS = 10;
+
+/** The io_uring of one thread, and what is under way on it. */
+export class UringEngine implements Disposable {
+  /** The ring: for operations that are nobody's business but the caller's, under a registered owner. */
+  readonly ring: IoUring;
+  readonly #byOwner: boolean;
+  readonly #arena: Mapping;
+  readonly #iovecs: Uint32Array;
+  #iovecsUsed = 0;
+
+  readonly #handlers: (TokenHandler | undefined)[] = [];
+  readonly #operations: (UringOperation | undefined)[] = [];
+  readonly #freeSlots: number[] = [];
+  #active = 0;
+  /** Results that had to be taken out of the ring while somebody was submitting, four numbers each. */
+  #stash: number[] = [];
+
+  #scheduled = false;
+  #turnStarted = 0;
+  #users = 0;
+
+  readonly #dispatch = (owner: number, token: number, result: number, flags: number): void => {
+    // Who has unregistered has no use for what comes late.
+    this.#handlers[owner]?.(token, result, flags);
+  };
+
+  /**
+   * Makes a ring for this thread.
+   *
+   * @throws HostUnavailable
+   */
+  constructor(options: UringEngineOptions = {}) {
+    this.ring = new IoUring(options);
+    this.#byOwner = options.drivenBy === "owner";
+    try {
+      this.#arena = Mapping.anonymous(IOVECS * IOVEC_WORDS * 4);
+    } catch (error) {
+      this.ring.close();
+      throw error;
+    }
+    this.#iovecs = new Uint32Array(this.#arena.bytes.buffer);
+    this.#handlers[OPERATIONS] = (token, result) => this.#operationEnded(token, result);
+  }
+
+  static #shared: UringEngine | undefined;
+
+  /** The engine that this thread's storages share. It is made for the first that holds it, and ends with the last. */
+  static shared(): UringEngine {
+    return UringEngine.#shared ??= new UringEngine();
+  }
+
+  /** Says that a storage uses the engine. */
+  hold(): void {
+    this.#users++;
+  }
+
+  /** Says that a storage does not use it any more. */
+  release(): void {
+    if (--this.#users > 0 || this !== UringEngine.#shared) return;
+    UringEngine.#shared = undefined;
+    this.close();
+  }
+
+  /** How many operations of storages are under way. */
+  get active(): number {
+    return this.#active;
+  }
+
+  /** Takes a handler for all results of one owner; returns the owner's number, the high word of `user_data`. */
+  register(handler: TokenHandler): number {
+    const free = this.#handlers.indexOf(undefined);
+    const owner = free < 0 ? this.#handlers.length : free;
+    this.#handlers[owner] = handler;
+    return owner;
+  }
+
+  /** Ends a registration. What is still under way must have been waited for: the number will be given out again. */
+  unregister(owner: number): void {
+    this.#handlers[owner] = undefined;
+  }
+
+  /** Reads into `count` iovecs (at most `MOST_IOVECS`) at an address. They may be reused after the next submission. */
+  submitRead(owner: number, token: number, fd: number, iovecs: number, count: number, offset: number): void {
+    while (!this.ring.prepareReadv(owner, token, fd, iovecs, count, offset)) this.makeRoom();
+  }
+
+  /** Writes from `count` iovecs at an address. */
+  submitWrite(owner: number, token: number, fd: number, iovecs: number, count: number, offset: number): void {
+    while (!this.ring.prepareWritev(owner, token, fd, iovecs, count, offset)) this.makeRoom();
+  }
+
+  /**
+   * Reads into the bytes of a list from its byte `from` on, or writes them: at most `MOST_IOVECS` segments of it, so
+   * that for longer lists the result is short. The caller keeps the list's memory alive.
+   */
+  submitSegments(
+    owner: number,
+    token: number,
+    fd: number,
+    isWrite: boolean,
+    list: SegmentList,
+    from: number,
+    offset: number,
+  ): void {
+    if (list.count === 1) {
+      const region = list.regionOf(0).bytes;
+      const address = addressOf(region.buffer) + region.byteOffset + list.offsetOf(0) + from;
+      const length = Math.min(list.lengthOf(0) - from, LARGEST_TRANSFER_BYTES);
+      while (
+        !(isWrite
+          ? this.ring.prepareWrite(owner, token, fd, address, length, offset)
+          : this.ring.prepareRead(owner, token, fd, address, length, offset))
+      ) this.makeRoom();
+      return;
+    }
+    const first = this.#reserveIovecs(Math.min(list.count, MOST_IOVECS));
+    const count = this.#fillIovecs(first, list, from);
+    const address = this.#arena.address + first * IOVEC_WORDS * 4;
+    // Making room submits what is prepared, which leaves these iovecs as they are.
+    if (isWrite) this.submitWrite(owner, token, fd, address, count, offset);
+    else this.submitRead(owner, token, fd, address, count, offset);
+  }
+
+  /** Any operation, as `IoUring.prepare` has it. */
+  submitAny(
+    owner: number,
+    token: number,
+    op: number,
+    fd: number,
+    address: number,
+    length: number,
+    offset: number,
+    opFlags = 0,
+  ): void {
+    while (!this.ring.prepare(owner, token, op, fd, address, length, offset, opFlags)) this.makeRoom();
+  }
+
+  /** Submits what is prepared, so that more can be. Calls no handler. */
+  makeRoom(): void {
+    this.ring.submit();
+    if (this.ring.room > 0) return;
+    // The kernel is short of memory, or has more results than it likes to keep. They are set aside: a handler that
+    // ran here would run in the middle of another.
+    this.ring.submitAndWait(0);
+    this.ring.reap((owner, token, result, flags) => this.#stash.push(owner, token, result, flags));
+  }
+
+  /** Starts an operation. */
+  start(operation: UringOperation): void {
+    const slot = this.#freeSlots.pop() ?? this.#operations.length;
+    this.#operations[slot] = operation;
+    this.#active++;
+    operation.submit(this, OPERATIONS, slot);
+    this.#schedule();
+  }
+
+  /** A single call, whose result is what it would return, or -errno. The caller keeps the memory alive. */
+  call(op: number, fd: number, address: number, length: number, offset: number, opFlags = 0): Promise<number> {
+    return new Promise((resolve) =>
+      this.start({
+        submit: (engine, owner, token) => engine.submitAny(owner, token, op, fd, address, length, offset, opFlags),
+        completed(result) {
+          if (isTransient(result)) return false;
+          resolve(result);
+          return true;
+        },
+      })
+    );
+  }
+
+  /**
+   * Submits what is prepared, and gives the results that there are to their handlers.
+   *
+   * @param waitNanoseconds how long to wait for the first one: 0 not at all, -1 for ever
+   * @returns how many results there were
+   */
+  pollOnce(waitNanoseconds: number): number {
+    const { ring } = this;
+    if (this.#stash.length > 0) return this.#unstash();
+    if (ring.hasNews || waitNanoseconds === 0) {
+      if (ring.prepared > 0 || ring.hasNews) ring.submitAndWait(0);
+    } else {
+      ring.submitAndWait(1, waitNanoseconds);
+    }
+    return ring.reap(this.#dispatch);
+  }
+
+  /** Waits, without giving anybody else a turn, until `isDone`. */
+  waitUntil(isDone: () => boolean): void {
+    while (!isDone()) this.pollOnce(-1);
+  }
+
+  /** Ends it, when all that is under way has ended. */
+  close(): void {
+    this.waitUntil(() => this.#active === 0);
+    this.ring.close();
+    this.#arena.unmap();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #operationEnded(slot: number, result: number): void {
+    const operation = this.#operations[slot]!;
+    if (!operation.completed(result)) return operation.submit(this, OPERATIONS, slot);
+    this.#operations[slot] = undefined;
+    this.#freeSlots.push(slot);
+    this.#active--;
+  }
+
+  #unstash(): number {
+    const stash = this.#stash;
+    this.#stash = [];
+    for (let i = 0; i < stash.length; i += 4) this.#dispatch(stash[i], stash[i + 1], stash[i + 2], stash[i + 3]);
+    return stash.length / 4;
+  }
+
+  /** Finds a place for iovecs; what was used is free again when all that is prepared has been submitted. */
+  #reserveIovecs(count: number): number {
+    while (this.#iovecsUsed + count > IOVECS && this.ring.prepared > 0) this.makeRoom();
+    if (this.ring.prepared === 0) this.#iovecsUsed = 0;
+    const first = this.#iovecsUsed;
+    this.#iovecsUsed += count;
+    return first;
+  }
+
+  #fillIovecs(first: number, list: SegmentList, from: number): number {
+    const words = this.#iovecs;
+    let at = first * IOVEC_WORDS;
+    let skip = from;
+    let count = 0;
+    for (let i = 0; i < list.count && count < MOST_IOVECS; i++) {
+      const length = list.lengthOf(i);
+      if (skip >= length) {
+        skip -= length;
+        continue;
+      }
+      const region = list.regionOf(i).bytes;
+      const address = addressOf(region.buffer) + region.byteOffset + list.offsetOf(i) + skip;
+      words[at] = address;
+      words[at + 1] = address / HIGH;
+      words[at + 2] = length - skip;
+      words[at + 3] = (length - skip) / HIGH;
+      at += IOVEC_WORDS;
+      count++;
+      skip = 0;
+    }
+    return count;
+  }
+
+  #schedule(): void {
+    if (this.#scheduled || this.#byOwner) return;
+    this.#scheduled = true;
+    const now = performance.now();
+    if (this.#turnStarted === 0) {
+      this.#turnStarted = now;
+      // A timer's turn comes when no microtask is left: then a new turn begins.
+      setTimeout(() => this.#turnStarted = 0, 0);
+    }
+    if (now - this.#turnStarted > LONGEST_TURN_MS) setTimeout(this.#turn, 0);
+    // Behind the microtasks that are there already, and behind those that they bring: what they ask for comes along.
+    else queueMicrotask(() => queueMicrotask(this.#turn));
+  }
+
+  readonly #turn = (): void => {
+    this.#scheduled = false;
+    if (this.#active === 0) return;
+    this.pollOnce(-1);
+    if (this.#active > 0) this.#schedule();
+  };
+}
+
+/** Linux moves no more at once: 2 GiB less a page. */
+const LARGEST_TRANSFER_BYTES = 0x7ffff000;
+
+/** Whether an operation is to be tried again: a signal came, or a queue in the kernel was full. */
+export function isTransient(result: number): boolean {
+  return result === -4 || result === -11;
+}

@@ -1,0 +1,55 @@
+import { NEEDS_QEMU } from "../image/qcow2/shapes.ts";
+import { both, inPair, sameDisks, type Setup } from "./change_images.ts";
+
+const SETUP: Setup = [
+  ["qemu-img", "create", "-q", "-f", "qcow2", "a.qcow2", "1M"],
+  ["qemu-io", "-c", "write -P 7 0 1M", "a.qcow2"],
+  ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", "v2.qcow2", "1M"],
+  ["qemu-img", "create", "-q", "-f", "raw", "a.raw", "1M"],
+];
+
+const LINES = [
+  "resize",
+  "resize *a.qcow2",
+  "resize *a.qcow2 2M 3M",
+  "resize *a.qcow2 foo",
+  "resize *a.qcow2 +1M",
+  "resize *a.qcow2 -1M",
+  "resize --shrink *a.qcow2 -1M",
+  "resize --shrink *a.qcow2 -1025k",
+  "resize *a.qcow2 0",
+  "resize *a.qcow2 -4M",
+  "resize --preallocation=foo *a.qcow2 2M",
+  "resize --preallocation=full --shrink *a.qcow2 512",
+  "resize *a.qcow2 1048577",
+  "resize --preallocation=metadata *a.qcow2 2M",
+  "resize --preallocation=falloc *a.qcow2 2500k",
+  "resize --preallocation=full *a.qcow2 3M",
+  "resize *a.qcow2 +-1M",
+  "resize *a.qcow2 18446744073709551616",
+  "resize *a.qcow2 9E",
+  "resize *a.qcow2 100P",
+  "resize *a.raw 1000",
+  "resize -f raw *a.raw 3333333",
+  "resize -f raw *a.raw 1",
+  "resize -f raw --preallocation=metadata *a.raw 8M",
+  "resize -f raw --preallocation=falloc *a.raw 8M",
+  "resize -q -f qcow2 *a.qcow2 4M",
+  "resize *nofile 2M",
+  "resize -f foo *a.qcow2 2M",
+  "resize -x *a.qcow2 2M",
+  "resize *v2.qcow2 2M",
+  "resize --preallocation=metadata *v2.qcow2 3M",
+  "snapshot -c s *v2.qcow2",
+  "resize *v2.qcow2 4M",
+];
+
+Deno.test({
+  name: "resize prints, and ends with the code, that qemu-img does",
+  ...NEEDS_QEMU,
+  fn: () =>
+    inPair(SETUP, async (pair) => {
+      for (const line of LINES) await both(pair, line.split(" "));
+      for (const name of ["a.qcow2", "v2.qcow2"]) await sameDisks(pair, name);
+    }),
+});
