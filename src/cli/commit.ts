@@ -22,7 +22,7 @@ const HELP = [
   "",
   "Writes what an image has into its backing file, which grows where it is smaller, and empties the image. The disk holds",
   "the same before and afterwards, and whenever this is interrupted. Other images with that backing file are worthless",
-  "afterwards.",
+  "afterwards, and so are internal snapshots of IMAGE: they were taken over the backing file as it was.",
   "",
   "  -b, --base BASE        the backing file, of all those behind the image; by default the first. Implies -d: the images",
   "                         between IMAGE and BASE do not fit BASE any more",

@@ -82,13 +82,23 @@ async function convert(
   const values = options.noCreate ? null : createValues(options, totalBytes);
   const backing = values?.get("backing_file") ?? options.backing;
   checkWishes(options, values, backing !== undefined);
+  // Hardly anybody has any: the code is loaded for those who do.
+  const copier = options.bitmaps ? await import("./convert_bitmaps.ts") : null;
+  const bitmaps = await copier?.sourceBitmaps(sources, options.skipBrokenBitmaps);
   if (values !== null) await create(name, checkedFormat(targetFormat), values);
   checkCache(options.targetCache, "cache");
   const { noFlush } = CACHE_MODES[options.targetCache];
   const target = await openForCommand(name, { format: targetFormat, noFlush });
   try {
+    copier?.checkTakesBitmaps(target);
     if (target.sizeBytes < totalBytes) throw new ImageCommandError("output file is smaller than input file");
     await copy(sources, target, options, backing !== undefined, progress, output);
+    if (bitmaps !== undefined) {
+      await copier?.copyBitmaps(bitmaps, target, (line) => {
+        progress.clear();
+        output.err([`vblk: ${line}`]);
+      });
+    }
     if (!noFlush) await target.flush();
   } finally {
     await target.close();

@@ -27,6 +27,8 @@ export const CONVERT_HELP: readonly string[] = [
   "  -S, --sparse-size SIZE      so many zeros in a row are left out (default: 4k); 0 writes everything",
   "  -n, --no-create             the target exists, and is large enough",
   "      --target-is-zero        with -n: it reads as zeros",
+  "      --bitmaps               copy the persistent bitmaps of the source too",
+  "      --skip-broken-bitmaps   leave out those that were not closed",
   "      --salvage               what cannot be read becomes zeros",
   "  -r, --rate-limit BYTES      write no more than so many bytes in a second",
   "  -t, --target-cache CACHE    unsafe (default) leaves it to the system when the target reaches the disk; any other",
@@ -88,6 +90,8 @@ export interface ConvertOptions {
   readonly sparseBytes: number;
   readonly noCreate: boolean;
   readonly targetIsZero: boolean;
+  readonly bitmaps: boolean;
+  readonly skipBrokenBitmaps: boolean;
   readonly salvage: boolean;
   readonly bytesPerSecond: number | undefined;
   /** Cache modes as they were given: whether they exist is looked at later, as there. */
@@ -136,6 +140,8 @@ export function parseConvert(args: readonly string[]): ConvertOptions | null {
     sparseBytes: sparse === undefined ? SPARSE_DEFAULT_BYTES : numberOption("buffer size for sparse output", sparse),
     noCreate: has("n"),
     targetIsZero: has("target-is-zero"),
+    bitmaps: has("bitmaps"),
+    skipBrokenBitmaps: has("skip-broken-bitmaps"),
     salvage: has("salvage"),
     // As in QEMU, 0 is no limit.
     bytesPerSecond: rate === undefined ? undefined : numberOption("rate limit", rate) || undefined,
@@ -198,11 +204,6 @@ function refuse(has: (...names: string[]) => boolean): void {
   if (has("object")) {
     throw new ImageCommandError("--object: vblk has no objects: no secrets, and no encrypted images", {
       hint: "leave it out where no image is encrypted; otherwise use qemu-img",
-    });
-  }
-  if (has("bitmaps")) {
-    throw new ImageCommandError("--bitmaps: convert does not copy bitmaps", {
-      hint: "convert without it, or use qemu-img",
     });
   }
 }

@@ -91,7 +91,11 @@ async function run(args: readonly string[], output: Output): Promise<number> {
     checkCache(last("T") ?? "writeback", "source cache");
     const { imageOpts, format } = openWishes("rebase", options);
     const { noFlush } = CACHE_MODES[cache];
-    const image = await openToChange({ name: operands[0], imageOpts }, { format, noFlush, noBacking: isUnsafe }, output);
+    const image = await openToChange(
+      { name: operands[0], imageOpts },
+      { format, noFlush, noBacking: isUnsafe },
+      output,
+    );
     try {
       if (to.format !== undefined && !isKnownFormat(to.format)) {
         throw new ImageCommandError(`Invalid format name: '${to.format}'`);
@@ -155,7 +159,10 @@ async function openNew(
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     const why = error.reason.startsWith("Unknown driver") ? error.reason : error.message;
-    throw new ImageCommandError(`Could not open new backing file '${name}': ${why}`, { hint: error.hint, cause: error });
+    throw new ImageCommandError(`Could not open new backing file '${name}': ${why}`, {
+      hint: error.hint,
+      cause: error,
+    });
   }
 }
 

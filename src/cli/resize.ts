@@ -49,16 +49,17 @@ interface NewSize {
 }
 
 async function run(args: readonly string[], output: Output): Promise<number> {
-  const sizeIsLast = !/^-[^0-9]/.test(args.at(-1) ?? "");
-  // A size with a minus is no option; qemu-img 7.2 takes the last word for the size, whatever it is.
-  const given = imageArguments("resize", sizeIsLast ? args.slice(0, -1) : args, "f:q", LONGS);
+  // A size with a minus is no option. qemu-img 7.2 takes the last word for the size; newer ones find it anywhere.
+  const isLast = !/^-[^0-9]/.test(args.at(-1) ?? "");
+  const sizeAt = isLast ? args.length - 1 : args.findLastIndex((arg) => /^-\d/.test(arg));
+  const given = imageArguments("resize", args.filter((_, i) => i !== sizeAt), "f:q", LONGS);
   if (given === null) {
     output.out(HELP);
     return 0;
   }
   if (args.length < 2) throw usage("resize", "Not enough arguments");
   const { options } = given;
-  const operands = sizeIsLast ? [...given.operands, args.at(-1)!] : given.operands;
+  const operands = sizeAt < 0 ? given.operands : [...given.operands, args[sizeAt]];
   const has = (letter: string) => options.some(({ name }) => name === letter);
   const mode = preallocationOf(options.findLast(({ name }) => name === "preallocation")?.value ?? "off");
   if (operands.length !== 2) throw usage("resize", "Expecting image file name and size");

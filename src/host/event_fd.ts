@@ -5,7 +5,7 @@
  */
 
 import { EAGAIN, HostError } from "./errno.ts";
-import { check, close, isNonBlocking, lastErrno, libc, poll, POLL } from "./libc.ts";
+import { check, close, isNonBlocking, lastErrno, libc, POLL, poll } from "./libc.ts";
 
 const EFD_CLOEXEC = 0x80000;
 const EFD_NONBLOCK = 0x800;

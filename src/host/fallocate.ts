@@ -5,50 +5,27 @@
  * @module
  */
 
+import { EINTR, ENODEV, ENOSYS, EOPNOTSUPP } from "./errno.ts";
+import { close, FALLOC_FL, fstat, lastErrno, type Libc, libc, libcProblem, O, open } from "./libc.ts";
+
 /** What to do with a range of a file. */
 export type HoleMode = "punch" | "zero";
 
-// fallocate(2): keep the size and take the space away; or make zeros of it, with the space, and extend the file.
-const MODES: Readonly<Record<HoleMode, number>> = { punch: 0x01 | 0x02, zero: 0x10 };
+// Keep the size and take the space away; or make zeros of it, with the space, and extend the file.
+const MODES: Readonly<Record<HoleMode, number>> = {
+  punch: FALLOC_FL.KEEP_SIZE | FALLOC_FL.PUNCH_HOLE,
+  zero: FALLOC_FL.ZERO_RANGE,
+};
 
-const O_RDWR = 0x2;
-const O_CLOEXEC = 0x80000;
 /** Not supported by the file system, no such call, or no such device: trying again makes no sense. */
-const NEVER = [95, 38, 19];
-const EINTR = 4;
-/** Larger than the structure that fstat(2) fills. It starts with device and inode, on both processors. */
-const STAT_BYTES = 512;
-
-const SYMBOLS = {
-  open: { parameters: ["buffer", "i32"], result: "i32" },
-  close: { parameters: ["i32"], result: "i32" },
-  // Since glibc 2.33; before that it is no function of its own.
-  fstat: { parameters: ["i32", "buffer"], result: "i32", optional: true },
-  fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
-  __errno_location: { parameters: [], result: "pointer" },
-} as const;
-
-type Libc = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
-
-let libc: Libc | null | undefined;
+const NEVER = [EOPNOTSUPP, ENOSYS, ENODEV];
 
 /** Whether holes can be punched: on Linux, with the right to call foreign functions. */
 export function canPunchHoles(): boolean {
-  return permitted ??= Deno.build.os === "linux" && ["x86_64", "aarch64"].includes(Deno.build.arch) &&
-    Deno.permissions.querySync({ name: "ffi" }).state === "granted";
+  return permitted ??= libcProblem() === null;
 }
 
 let permitted: boolean | undefined;
-
-function load(): Libc | null {
-  if (libc !== undefined) return libc;
-  try {
-    libc = canPunchHoles() ? Deno.dlopen("libc.so.6", SYMBOLS).symbols : null;
-  } catch {
-    libc = null;
-  }
-  return libc;
-}
 
 /** A second way to an open file, for what the first one can't do. */
 export class HolePuncher {
@@ -67,15 +44,15 @@ export class HolePuncher {
    * @returns `null` where that can't be done
    */
   static open(path: string, identity: { dev: number; ino: number | null }): HolePuncher | null {
-    const libc = load();
-    if (libc === null || identity.ino === null || path.includes("\0")) return null;
-    const descriptor = libc.open(new TextEncoder().encode(`${path}\0`), O_RDWR | O_CLOEXEC);
-    if (descriptor < 0) return null;
-    const stat = new BigUint64Array(STAT_BYTES / 8);
-    const isSame = libc.fstat?.(descriptor, new Uint8Array(stat.buffer)) === 0 &&
-      stat[0] === BigInt(identity.dev) && stat[1] === BigInt(identity.ino);
-    if (isSame) return new HolePuncher(libc, descriptor);
-    libc.close(descriptor);
+    if (!canPunchHoles()) return null;
+    let descriptor = -1;
+    try {
+      descriptor = open(path, O.RDWR);
+      if (fstat(descriptor).identity === `${identity.dev}:${identity.ino}`) return new HolePuncher(libc(), descriptor);
+    } catch {
+      // It can't be opened, or there is no such libc: holes are a courtesy.
+    }
+    if (descriptor >= 0) close(descriptor);
     return null;
   }
 
@@ -87,12 +64,13 @@ export class HolePuncher {
   apply(mode: HoleMode, offset: number, lengthBytes: number): "done" | "failed" | "never" {
     for (;;) {
       if (this.#libc.fallocate(this.#descriptor, MODES[mode], BigInt(offset), BigInt(lengthBytes)) === 0) return "done";
-      const error = new Deno.UnsafePointerView(this.#libc.__errno_location()!).getInt32();
+      const error = lastErrno();
       if (error !== EINTR) return NEVER.includes(error) ? "never" : "failed";
     }
   }
 
+  /** Gives the descriptor back. */
   close(): void {
-    this.#libc.close(this.#descriptor);
+    close(this.#descriptor);
   }
 }

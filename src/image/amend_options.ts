@@ -5,7 +5,7 @@
  */
 
 import { parseOptionText } from "./block_options.ts";
-import { CreateOptionsError, createOptionRow, type CreateValues, readCreateOptions } from "./create_options.ts";
+import { createOptionRow, CreateOptionsError, type CreateValues, readCreateOptions } from "./create_options.ts";
 
 /** Options that new images have too. */
 const SHARED = [

@@ -269,7 +269,8 @@ function isZero(bytes: Uint8Array, from: number, to: number): boolean {
   return true;
 }
 
-function checkIsDisk(stat: Deno.FileInfo, path: string): void {
+/** Refuses what is neither a file nor a block device. */
+export function checkIsDisk(stat: Deno.FileInfo, path: string): void {
   if (stat.isDirectory) throw new BlockError({ kind: "is-directory", path, operation: "open" });
   if (stat.isFile || stat.isBlockDevice) return;
   throw new BlockError({
@@ -296,7 +297,8 @@ function lock(file: Deno.FsFile & TryLock, path: string, readOnly: boolean): voi
   });
 }
 
-function openHint(error: unknown, path: string, readOnly: boolean): string | undefined {
+/** What the user can do about a failure to open a file. */
+export function openHint(error: unknown, path: string, readOnly: boolean): string | undefined {
   if (error instanceof BlockError) return error.hint;
   const { kind, reason } = BlockError.from(error, { path, operation: "open" });
   switch (kind) {

@@ -45,7 +45,9 @@ const IOVEC_WORDS = 4;
 const OPERATIONS = 0;
 const HIGH = 0x1_0000_0000;
 /** How long microtasks may follow microtasks before timers and signals get a turn. */
-const LONGEST_TURN_MS = 10;
+const LONGEST_TURN_MS = 50;
+/** After so long without us, it is taken that they had one. */
+const PAUSE_MS = 2;
 
 /** The io_uring of one thread, and what is under way on it. */
 export class UringEngine implements Disposable {
@@ -65,7 +67,10 @@ export class UringEngine implements Disposable {
 
   #scheduled = false;
   #turnStarted = 0;
+  #turnEnded = 0;
   #users = 0;
+  #dispatching = 0;
+  #isOver = false;
 
   readonly #dispatch = (owner: number, token: number, result: number, flags: number): void => {
     // Who has unregistered has no use for what comes late.
@@ -106,7 +111,9 @@ export class UringEngine implements Disposable {
   release(): void {
     if (--this.#users > 0 || this !== UringEngine.#shared) return;
     UringEngine.#shared = undefined;
-    this.close();
+    // Results may be on their way through: the last of them is what brought us here.
+    if (this.#dispatching > 0) this.#isOver = true;
+    else this.close();
   }
 
   /** How many operations of storages are under way. */
@@ -224,13 +231,18 @@ export class UringEngine implements Disposable {
    */
   pollOnce(waitNanoseconds: number): number {
     const { ring } = this;
-    if (this.#stash.length > 0) return this.#unstash();
-    if (ring.hasNews || waitNanoseconds === 0) {
-      if (ring.prepared > 0 || ring.hasNews) ring.submitAndWait(0);
-    } else {
-      ring.submitAndWait(1, waitNanoseconds);
+    this.#dispatching++;
+    try {
+      if (this.#stash.length > 0) return this.#unstash();
+      if (ring.hasNews || waitNanoseconds === 0) {
+        if (ring.prepared > 0 || ring.hasNews) ring.submitAndWait(0);
+      } else {
+        ring.submitAndWait(1, waitNanoseconds);
+      }
+      return ring.reap(this.#dispatch);
+    } finally {
+      if (--this.#dispatching === 0 && this.#isOver) this.close();
     }
-    return ring.reap(this.#dispatch);
   }
 
   /** Waits, without giving anybody else a turn, until `isDone`. */
@@ -301,20 +313,18 @@ export class UringEngine implements Disposable {
     if (this.#scheduled || this.#byOwner) return;
     this.#scheduled = true;
     const now = performance.now();
-    if (this.#turnStarted === 0) {
-      this.#turnStarted = now;
-      // A timer's turn comes when no microtask is left: then a new turn begins.
-      setTimeout(() => this.#turnStarted = 0, 0);
-    }
+    if (now - this.#turnEnded > PAUSE_MS) this.#turnStarted = now;
     if (now - this.#turnStarted > LONGEST_TURN_MS) setTimeout(this.#turn, 0);
     // Behind the microtasks that are there already, and behind those that they bring: what they ask for comes along.
-    else queueMicrotask(() => queueMicrotask(this.#turn));
+    else queueMicrotask(this.#almostTurn);
   }
+
+  readonly #almostTurn = (): void => queueMicrotask(this.#turn);
 
   readonly #turn = (): void => {
     this.#scheduled = false;
-    if (this.#active === 0) return;
-    this.pollOnce(-1);
+    if (this.#active > 0) this.pollOnce(-1);
+    this.#turnEnded = performance.now();
     if (this.#active > 0) this.#schedule();
   };
 }

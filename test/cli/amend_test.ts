@@ -162,7 +162,8 @@ Deno.test({
         await sameDisks(pair, "i");
       }
       // It is not only readable.
-      const { success } = await new Deno.Command("qemu-io", { args: ["-c", "write 100k 2M", `${pair.ours}/i`] }).output();
+      const { success } = await new Deno.Command("qemu-io", { args: ["-c", "write 100k 2M", `${pair.ours}/i`] })
+        .output();
       assertEquals(success, true);
     });
   },

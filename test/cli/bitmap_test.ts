@@ -44,7 +44,7 @@ class Both {
     const place = (folder: Folder) => args.map((arg) => arg.replaceAll("{}", folder.file("").replace(/\/$/, "")));
     const [ours, theirs] = [await runVblk(place(this.#ours)), await runQemuImg(place(this.#theirs))];
     const plain = (lines: readonly string[], folder: Folder) =>
-      lines.filter((line) => !line.startsWith("Try block-dirty-bitmap-remove"))
+      lines.filter((line) => !/^Try (block-dirty-bitmap-remove|--skip-broken-bitmaps)/.test(line))
         .map((line) =>
           line.replaceAll(folder.file("").replace(/\/$/, ""), "{}").replace(/'?(#block\d+|\{\}\/\w+)'?/g, "NODE")
         );
@@ -145,6 +145,34 @@ Deno.test({
     assertEquals(await both.run("bitmap", "--remove", "{}/a", "broken"), 0);
     assertEquals(await both.run("bitmap", "--remove", "{}/a", "sound"), 0);
     await both.sameState("a");
+  },
+});
+
+Deno.test({
+  name: "vblk convert --bitmaps copies what qemu-img convert --bitmaps copies",
+  ...NEEDS,
+  async fn() {
+    using both = new Both();
+    await both.make("a", "1M");
+    await both.make("old", "1M", "-o", "compat=0.10");
+    both.file("raw", new Uint8Array(1 << 20));
+    for (const name of ["broken", "sound"]) await both.run("bitmap", "--add", "{}/a", name);
+    await both.run("bitmap", "--add", "--disable", "-g", "512", "{}/a", "disabled");
+    assertEquals(await both.run("convert", "--bitmaps", "-O", "qcow2", "{}/a", "{}/b"), 0);
+    await both.sameState("b");
+    assertEquals(await both.run("convert", "--bitmaps", "-n", "-O", "qcow2", "{}/a", "{}/b"), 1);
+    for (const path of both.file("a")) setInUse(path);
+    const lines = [
+      ["{}/a", "{}/c"],
+      ["{}/a", "{}/a", "{}/c"],
+      ["-f", "raw", "{}/raw", "{}/c"],
+      ["{}/old", "{}/c"],
+      ["-o", "compat=0.10", "{}/b", "{}/c"],
+    ];
+    for (const line of lines) assertEquals(await both.run("convert", "--bitmaps", "-O", "qcow2", ...line), 1);
+    assertEquals(await both.run("convert", "--bitmaps", "-O", "raw", "{}/b", "{}/c"), 1);
+    assertEquals(await both.run("convert", "--bitmaps", "--skip-broken-bitmaps", "-O", "qcow2", "{}/a", "{}/c"), 0);
+    await both.sameState("c");
   },
 });
 

@@ -7,6 +7,7 @@ import { assert, assertEquals } from "@std/assert";
 import { openImage } from "../../src/image/open.ts";
 import type { Qcow2Image } from "../../src/image/qcow2/qcow2_image.ts";
 import { SegmentList } from "../../src/memory/segment_list.ts";
+import { runVblk } from "../cli/qemu_img.ts";
 import { start } from "../image/qcow2/shapes.ts";
 import { Random } from "../random.ts";
 import { requires } from "../requires.ts";
@@ -181,6 +182,12 @@ async function runCase(seed: number): Promise<number> {
       set += model.bits.reduce((sum, bit) => sum + bit, 0);
     }
   }
+  const copy = folder.file("copy");
+  const options = `cluster_size=${random.pick([512, 65536])}`;
+  const { code, err } = await runVblk(["convert", "--bitmaps", "-O", "qcow2", "-o", options, path, copy]);
+  assertEquals([code, ...err], [0]);
+  await start("qemu-img", "check", "-q", copy);
+  for (const model of models) assertEquals(await bitsOf(copy, model), model.bits, `${model.name} copied ${seed}`);
   return set;
 }
 

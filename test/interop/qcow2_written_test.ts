@@ -61,7 +61,8 @@ async function openWorld(disk: Qcow2Disk, paths: readonly string[], inMemory: bo
   let tick = 0;
   save();
   return await World.open({
-    open: () => disk.open(inMemory ? memory : paths.map((path) => DenoFileStorage.open(path))),
+    // No lock: a program that another lane is about to start holds a copy of the file until it is started.
+    open: () => disk.open(inMemory ? memory : paths.map((path) => DenoFileStorage.open(path, { share: true }))),
     model: new ModelDisk(disk.tags, () => ++tick),
     discarded: (sector) => disk.shape.version === 2 ? [disk.behind(sector)] : [],
     mayFail: (error) => error.kind === "unsupported" && disk.shape.refcountBits < 8,

@@ -5,8 +5,10 @@ import { FaultStorage } from "../../src/storage/fault.ts";
 import { MemoryStorage } from "../../src/storage/memory.ts";
 import { OverlayStorage } from "../../src/storage/overlay.ts";
 import type { Storage } from "../../src/storage/storage.ts";
+import { UringFileStorage } from "../../src/storage/uring_file.ts";
 import { Random } from "../random.ts";
 import { firstDifference, Folder, gather, randomBytes, readBytes, sameBytes, scatter, writeBytes } from "./support.ts";
+import { requiresUring } from "./uring_support.ts";
 
 const START_BYTES = 40_000;
 const LARGEST_BYTES = 90_000;
@@ -57,6 +59,14 @@ const SUBJECTS: Record<string, Make> = {
   }),
   "FaultStorage that holds everything back": (folder, contents) => ({
     storage: new FaultStorage(DenoFileStorage.open(folder.file("disk", contents)), LATER),
+  }),
+};
+
+/** Those that this machine may lack. */
+const URING_SUBJECTS: Record<string, Make> = {
+  "UringFileStorage": (folder, contents) => ({ storage: UringFileStorage.open(folder.file("disk", contents)) }),
+  "UringFileStorage that goes past the page cache": (folder, contents) => ({
+    storage: UringFileStorage.open(folder.file("disk", contents), { direct: true }),
   }),
 };
 
@@ -158,19 +168,23 @@ async function simulate(storage: Storage, model: Model, random: Random, steps: n
 
 const SEEDS = [1, 2, 3];
 
-for (const [name, make] of Object.entries(SUBJECTS)) {
+for (const [name, make] of Object.entries({ ...SUBJECTS, ...URING_SUBJECTS })) {
   for (const seed of SEEDS) {
-    Deno.test(`${name} behaves like an array of bytes (seed ${seed})`, async () => {
-      using folder = new Folder();
-      const random = new Random(seed);
-      const contents = randomBytes(random, START_BYTES);
-      const { storage, base } = await make(folder, contents);
-      try {
-        await simulate(storage, new Model(contents), random, 1000);
-        if (base !== undefined) assert(sameBytes(base(), contents), "the base was written to");
-      } finally {
-        storage.close();
-      }
+    Deno.test({
+      name: `${name} behaves like an array of bytes (seed ${seed})`,
+      ...(name in URING_SUBJECTS ? requiresUring() : {}),
+      async fn() {
+        using folder = new Folder();
+        const random = new Random(seed);
+        const contents = randomBytes(random, START_BYTES);
+        const { storage, base } = await make(folder, contents);
+        try {
+          await simulate(storage, new Model(contents), random, 1000);
+          if (base !== undefined) assert(sameBytes(base(), contents), "the base was written to");
+        } finally {
+          storage.close();
+        }
+      },
     });
   }
 }

@@ -10,7 +10,7 @@
 
 import { SegmentList } from "../../memory/segment_list.ts";
 import type { Storage } from "../../storage/storage.ts";
-import { BITMAP_FLAG, bitmapBytes, type BitmapEntry } from "./bitmap_directory.ts";
+import { BITMAP_FLAG, type BitmapEntry } from "./bitmap_directory.ts";
 import { ALL_ONES, ALL_ZEROS, readTable } from "./bitmap_table.ts";
 
 /** Changes to bits, and the bits themselves. */
@@ -46,16 +46,16 @@ export class Bitmap {
     this.#diskBytes = diskBytes;
     this.#bits = this.#bitsFor(diskBytes);
     this.#keptBits = entry.tableEntries === 0 ? 0 : this.#bits;
-    this.#full = new Uint8Array(clusterBytes).fill(0xff);
+    this.#full = fullPage(clusterBytes);
   }
 
   get diskBytes(): number {
     return this.#diskBytes;
   }
 
-  /** Most memory that it can take, in bytes. */
-  get sizeBytes(): number {
-    return bitmapBytes(this.#diskBytes, this.granularityBits);
+  /** Most memory that its bits can take, in bytes. */
+  get memoryBytes(): number {
+    return this.pages * this.#clusterBytes;
   }
 
   /** How many clusters hold its bits. */
@@ -82,7 +82,7 @@ export class Bitmap {
       const from = bit - index * this.#pageBits;
       const to = Math.min(this.#pageBits, end - index * this.#pageBits);
       if (from === 0 && to === this.#pageBits) this.#pages.set(index, this.#full);
-      else setBits(this.#page(index), from, to);
+      else if (this.#pages.get(index) !== this.#full) setBits(this.#page(index), from, to);
       bit = index * this.#pageBits + to;
     }
   }
@@ -111,11 +111,27 @@ export class Bitmap {
     }
   }
 
-  /** A page may differ from what is in the file. */
+  /** Whether any page may differ from what is in the file. */
+  get hasChanges(): boolean {
+    return this.#pages.size > 0 || this.#onesBits > 0 || this.#keptBits < this.#bits;
+  }
+
+  /** Whether a page may differ from what is in the file. */
   isChanged(index: number): boolean {
     const start = index * this.#pageBits;
     return this.#pages.has(index) || this.#onesBits > start ||
       this.#keptBits < Math.min(this.#bits, start + this.#pageBits);
+  }
+
+  /** Whether all bits of a page are the same, and which, as far as that can be told without looking at each. */
+  uniform(index: number): typeof ALL_ZEROS | typeof ALL_ONES | null {
+    const start = index * this.#pageBits;
+    const page = this.#pages.get(index);
+    if (page === this.#full || this.#onesBits >= start + this.#pageBits) return ALL_ONES;
+    const stored = this.#keptBits > start ? this.#table?.[index] ?? ALL_ZEROS : ALL_ZEROS;
+    if (page !== undefined || this.#onesBits > start) return null;
+    if (stored === ALL_ZEROS) return ALL_ZEROS;
+    return stored === ALL_ONES && this.#keptBits >= start + this.#pageBits ? ALL_ONES : null;
   }
 
   /** The bits of a page: a cluster, with zeros behind the last bit of the bitmap. */
@@ -130,7 +146,7 @@ export class Bitmap {
     }
     if (this.#onesBits > start) setBits(bytes, 0, Math.min(this.#pageBits, this.#onesBits - start));
     const page = this.#pages.get(index);
-    if (page !== undefined) page.forEach((byte, i) => bytes[i] |= byte);
+    for (let i = 0; page !== undefined && i < bytes.byteLength; i++) bytes[i] |= page[i];
     return cut(bytes, this.#bits - start);
   }
 
@@ -141,14 +157,13 @@ export class Bitmap {
       offset: first * this.#granuleBytes,
       lengthBytes: Math.min(end * this.#granuleBytes, this.#diskBytes) - first * this.#granuleBytes,
     });
-    const table = await this.load();
+    await this.load();
     for (let index = 0; index < this.pages; index++) {
       const start = index * this.#pageBits;
-      const isZero = (table[index] ?? ALL_ZEROS) === ALL_ZEROS && !this.#pages.has(index) && this.#onesBits <= start;
-      const bytes = isZero ? null : await this.bits(index);
+      const uniform = this.uniform(index);
+      const bytes = uniform === null ? await this.bits(index) : null;
       for (let bit = 0; bit < this.#pageBits; bit++) {
-        // Most bytes are all zeros or all ones.
-        const byte = bytes === null ? 0 : bytes[bit >> 3];
+        const byte = bytes === null ? (uniform === ALL_ONES ? 0xff : 0) : bytes[bit >> 3];
         const isSet = (byte >> (bit & 7) & 1) === 1;
         if (isSet && first < 0) first = start + bit;
         else if (!isSet && first >= 0) {
@@ -156,6 +171,7 @@ export class Bitmap {
           first = -1;
         }
         if (bytes === null) break;
+        // Most bytes are all zeros or all ones.
         if (byte === (isSet ? 0xff : 0) && (bit & 7) === 0) bit += 7;
       }
     }
@@ -184,10 +200,20 @@ export class Bitmap {
   }
 }
 
+const fullPages = new Map<number, Uint8Array>();
+
+/** A page of ones that all bitmaps of images with such clusters share; nobody writes to it. */
+function fullPage(clusterBytes: number): Uint8Array {
+  let page = fullPages.get(clusterBytes);
+  if (page === undefined) fullPages.set(clusterBytes, page = new Uint8Array(clusterBytes).fill(0xff));
+  return page;
+}
+
 /** Whether all of so many bits are the same, and which; `null` when they differ. */
 export function sameBits(bytes: Uint8Array): typeof ALL_ZEROS | typeof ALL_ONES | null {
   const first = bytes[0];
-  if ((first !== 0 && first !== 0xff) || bytes.some((byte) => byte !== first)) return null;
+  if (first !== 0 && first !== 0xff) return null;
+  for (let i = 1; i < bytes.byteLength; i++) if (bytes[i] !== first) return null;
   return first === 0 ? ALL_ZEROS : ALL_ONES;
 }
 

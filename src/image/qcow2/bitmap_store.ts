@@ -39,7 +39,6 @@ export async function storeBitmaps(tables: WriteBack, bitmaps: PersistentBitmaps
   const { file } = tables;
   const { bitmaps: before } = file.header;
   const store = new Store(tables);
-  bitmaps.storing();
   let all: Stored[];
   let directory: BitmapDirectory | null = null;
   let entries: BitmapEntry[] = [];
@@ -54,7 +53,6 @@ export async function storeBitmaps(tables: WriteBack, bitmaps: PersistentBitmaps
     await tables.flush();
     await changeDirectory(file, directory);
   } catch (error) {
-    bitmaps.notStored();
     await store.giveBack();
     throw error;
   }
@@ -100,8 +98,7 @@ class Store {
   async bitmap({ entry, bitmap, marked, inFile }: BitmapSlot): Promise<Stored> {
     if (bitmap === null) return { entry, table: null };
     const flags = entry.flags & BITMAP_FLAG.extraDataCompatible | (bitmap.enabled ? BITMAP_FLAG.auto : 0);
-    const isSame = () => Array.from({ length: bitmap.pages }, (_, i) => i).every((i) => !bitmap.isChanged(i));
-    if (inFile && !marked && isSame()) return { entry: { ...entry, flags }, table: null };
+    if (inFile && !marked && !bitmap.hasChanges) return { entry: { ...entry, flags }, table: null };
     const old = await bitmap.load();
     const table = new Float64Array(bitmap.pages);
     for (let i = 0; i < table.length; i++) table[i] = await this.#page(bitmap, i, old[i] ?? 0);
@@ -136,11 +133,12 @@ class Store {
   /** Where a page is afterwards: an entry of the table. */
   async #page(bitmap: Bitmap, index: number, old: number): Promise<number> {
     if (!bitmap.isChanged(index)) return old;
-    const bytes = await bitmap.bits(index);
-    const same = sameBits(bytes);
-    if (same === old || (same === null && old > 1 && await this.#isThere(old, bytes))) return old;
+    const uniform = bitmap.uniform(index);
+    const bytes = uniform === null ? await bitmap.bits(index) : null;
+    const same = uniform ?? sameBits(bytes!);
+    if (same === old || (same === null && old > 1 && await this.#isThere(old, bytes!))) return old;
     if (old > 1) this.replaced.push({ offset: old, clusters: 1 });
-    return same ?? await this.write(bytes);
+    return same ?? await this.write(bytes!);
   }
 
   async #isThere(offset: number, bytes: Uint8Array): Promise<boolean> {

@@ -36,6 +36,9 @@ import { corrupt, unsupported } from "./refuse.ts";
 /** Most memory that all bitmaps together may take that note changes; QEMU takes half as much for one. */
 const ENABLED_MAX_BYTES = 1 << 30;
 
+/** Tables of bitmaps that are resized are in memory; of so many entries at most, which is far beyond what anybody has. */
+const TABLES_MAX_ENTRIES = 8 << 20;
+
 /** A bitmap of the image; without `bitmap` it is kept as it is. */
 export interface BitmapSlot {
   /** As it is in the file, if it is there. */
@@ -136,9 +139,12 @@ export class PersistentBitmaps {
   async beforeResize(file: Qcow2File, diskBytes: number): Promise<void> {
     const isConcerned = ({ bitmap }: BitmapSlot) =>
       bitmap !== null && (bitmap.enabled || diskBytes !== this.#diskBytes);
+    let entries = 0;
     for (const slot of this.#slots) {
       const { bitmap } = slot;
       if (bitmap === null || !isConcerned(slot)) continue;
+      entries += bitmap.pages;
+      if (entries > TABLES_MAX_ENTRIES) throw this.#refused("There are too many bitmaps to give them another size");
       this.#checkSize(bitmap.granularityBits, diskBytes, `Bitmap '${bitmap.name}' doesn't satisfy the constraints: `);
       await bitmap.load();
     }
@@ -186,8 +192,10 @@ export class PersistentBitmaps {
       throw this.#refused(`${prefix}Not enough space in the bitmap directory`);
     }
     const bitmap = new Bitmap(this.storage, entry, this.#clusterBytes, this.#diskBytes);
-    if (enabled) this.#checkMemory(bitmap.sizeBytes);
-    this.#slots.push({ entry, bitmap, marked: false, inFile: false });
+    if (enabled) this.#checkMemory(bitmap.memoryBytes);
+    // As in QEMU, the last that is new comes first.
+    const stored = this.#slots.findLastIndex(({ inFile }) => inFile) + 1;
+    this.#slots.splice(stored, 0, { entry, bitmap, marked: false, inFile: false });
     this.#edited();
     return bitmap;
   }
@@ -209,7 +217,7 @@ export class PersistentBitmaps {
   /** Has a bitmap note changes, or not. */
   enable(name: string, enabled: boolean): void {
     const bitmap = this.use(name);
-    if (enabled && !bitmap.enabled) this.#checkMemory(bitmap.sizeBytes);
+    if (enabled && !bitmap.enabled) this.#checkMemory(bitmap.memoryBytes);
     bitmap.enabled = enabled;
     this.#edited();
   }
@@ -240,16 +248,6 @@ export class PersistentBitmaps {
     const { bitmap } = this.find(name);
     if (bitmap !== null) return bitmap;
     throw this.#refused(`Bitmap '${name}' is inconsistent and cannot be used`, "remove it, and add it again");
-  }
-
-  /** They are being stored: whoever is about to change the disk waits until that is done. */
-  storing(): void {
-    this.#ready = false;
-  }
-
-  /** They could not be stored, and are as they were. */
-  notStored(): void {
-    this.#choose();
   }
 
   /** Everything is in the file as it is here, and nothing is marked. */
@@ -299,7 +297,7 @@ export class PersistentBitmaps {
   }
 
   #checkMemory(more: number): void {
-    const all = this.#enabled.reduce((sum, { sizeBytes }) => sum + sizeBytes, more);
+    const all = this.#enabled.reduce((sum, { memoryBytes }) => sum + memoryBytes, more);
     if (all <= ENABLED_MAX_BYTES) return;
     const reason = `The enabled bitmaps would take ${all} bytes of memory, more than ${ENABLED_MAX_BYTES}`;
     throw unsupported(this.storage.name, reason, "'vblk bitmap' removes or disables some");
