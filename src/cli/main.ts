@@ -28,7 +28,7 @@ const ROWS: readonly Row[] = [
   {
     name: "attach",
     args: "[OPTIONS] [IMAGE]",
-    summary: "a virtio block device and a guest in this process: run commands, a script, or a prompt",
+    summary: "a device and a guest in this process, driven by commands, a script or a prompt",
     load: () => import("./attach.ts"),
   },
   {

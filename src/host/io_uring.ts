@@ -83,10 +83,10 @@ export class IoUring implements Disposable {
   #sqSubmitted = 0;
   #cqHead = 0;
 
-  readonly #enterNumber = pointerTo(abi.SYS.io_uring_enter);
+  readonly #enterNumber: Deno.PointerValue;
   readonly #waitArgument = new DataView(new ArrayBuffer(abi.WAIT_ARGUMENT.bytesWithTimespec));
   readonly #waitPointer: Deno.PointerValue;
-  readonly #waitBytes = pointerTo(abi.WAIT_ARGUMENT.bytes);
+  readonly #waitBytes: Deno.PointerValue;
   /** How the kernel is told which ring: the descriptor, or a place in the thread's own table. */
   #handle: number;
   #handleFlag = 0;
@@ -139,6 +139,8 @@ export class IoUring implements Disposable {
     // Entry n of the ring is always entry n of the array: the indirection has no use here.
     for (let i = 0; i < this.entries; i++) this.#words[word(sq.array) / 4 + i] = i;
 
+    this.#enterNumber = pointerTo(abi.SYS.io_uring_enter);
+    this.#waitBytes = pointerTo(abi.WAIT_ARGUMENT.bytes);
     const pointer = Deno.UnsafePointer.of(this.#waitArgument);
     this.#waitPointer = pointer;
     const timespecAddress = Deno.UnsafePointer.value(pointer) + BigInt(abi.WAIT_ARGUMENT.seconds);

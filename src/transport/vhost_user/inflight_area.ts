@@ -6,13 +6,7 @@
  */
 
 import type { Violation } from "../../virtio/violation.ts";
-import {
-  CONFIG_NOTE,
-  CONFIG_NOTE_MAGIC,
-  inflightAreaBytes,
-  QueueRegion,
-  queueRegionBytes,
-} from "./inflight_layout.ts";
+import { CONFIG_NOTE, CONFIG_NOTE_MAGIC, inflightAreaBytes, QueueRegion, queueRegionBytes } from "./inflight_layout.ts";
 import { messageOf } from "./memory_table.ts";
 import { vhostUserViolation } from "./rules.ts";
 import type { MappedBytes, VhostUserHost } from "./seams.ts";

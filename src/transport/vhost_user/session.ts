@@ -117,18 +117,23 @@ export class Session implements VringContext {
     return hasFeature(this.features ?? 0n, VHOST_F_LOG_ALL) ? this.log : null;
   }
 
+  /** Whether features mean others for the device than those that it has. */
+  changesDevice(features: bigint): boolean {
+    return (features & ~ADDED) !== this.deviceFeatures;
+  }
+
   /** Takes what SET_FEATURES said, once it was found good. */
   accept(features: bigint): void {
-    const deviceFeatures = features & ~ADDED;
-    const fresh = deviceFeatures !== this.deviceFeatures;
+    const fresh = this.changesDevice(features);
     this.features = features;
     // A front-end says the same again when it only wants to start or stop the log, and each time a guest boots. For the
     // device that would be a new driver.
     if (fresh) {
-      this.deviceFeatures = deviceFeatures;
-      this.device.negotiated(deviceFeatures);
+      this.deviceFeatures = features & ~ADDED;
+      this.device.negotiated(this.deviceFeatures);
       this.repeatConfigWrite();
-      this.observers.trace?.({ event: "features", accepted: featureNames(deviceFeatures, this.device.featureNames) });
+      const accepted = featureNames(this.deviceFeatures, this.device.featureNames);
+      this.observers.trace?.({ event: "features", accepted });
     }
     this.updateRecords();
   }
@@ -215,14 +220,17 @@ export class Session implements VringContext {
 
   /** Ends the session: ends when nothing is in flight and everything was given back. */
   close(): Completion {
-    for (const ring of this.rings) ring.silence();
     return after(this.resetDevice(false), () => {
       for (const ring of this.rings) ring.clear();
       this.#channel?.close();
       this.logNotifier?.close();
       this.log?.close();
       this.inflight?.close();
-      this.#channel = this.logNotifier = this.log = this.inflight = null;
+      this.#channel =
+        this.logNotifier =
+        this.log =
+        this.inflight =
+          null;
       this.table.clear();
     });
   }

@@ -214,18 +214,23 @@ export class Vring {
     });
   }
 
-  /** The device was reset: the queue is gone, and nothing that was in flight comes back. */
+  /**
+   * The device was reset: the queue is gone, and what was in flight is never returned.
+   *
+   * @param forget whether that is known to the driver, so that nothing of it is to be carried out again
+   */
   abandon(forget: boolean): void {
+    this.#kick?.close();
+    this.#kick = null;
     if (this.#queue !== null && forget) this.#region?.end();
     this.#gone();
   }
 
   /** Gives everything back and forgets what was said. */
   clear(): void {
-    this.#kick?.close();
     this.#call?.close();
     this.#err?.close();
-    this.#kick = this.#call = this.#err = null;
+    this.#call = this.#err = null;
     this.forgetSetup();
   }
 
