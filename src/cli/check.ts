@@ -226,7 +226,7 @@ function humanLines(report: CheckReport): string[] {
   if (checkErrors > 0) lines.push("", `${checkErrors} internal errors have occurred during the check.`);
   const { totalClusters, allocatedClusters, fragmentedClusters, compressedClusters } = report;
   if (totalClusters > 0 && allocatedClusters > 0) {
-    const percent = (part: number, whole: number) => `${(part * 100 / whole).toFixed(2)}%`;
+    const percent = (part: number, whole: number) => `${twoDecimals(part * 100 / whole)}%`;
     lines.push(
       `${allocatedClusters}/${totalClusters} = ${percent(allocatedClusters, totalClusters)} allocated, ` +
         `${percent(fragmentedClusters, allocatedClusters)} fragmented, ` +
@@ -254,4 +254,9 @@ function jsonOf(report: CheckReport, name: string): Record<string, string | numb
     "format": "qcow2",
     "fragmented-clusters": some(report.fragmentedClusters),
   };
+}
+
+/** As printf does it: what is exactly in between goes to the even digit. That happens to odd eighths only. */
+function twoDecimals(value: number): string {
+  return (value * 8 % 2 === 1 ? 2 * Math.round(value * 50) / 100 : value).toFixed(2);
 }

@@ -125,8 +125,6 @@ async function copyWhatDiffers(image: Image, { name, format, share }: NewBacking
       hasZeroUnits: qcow2 !== null && qcow2.header.version >= 3,
       onProgress: (done, total) => progress.set(done / total * 100),
     });
-    // The copies are there before the name says that they are needed.
-    await image.flush();
   } catch (error) {
     if (!(error instanceof RebaseError)) throw error;
     const { reason, hint } = error.cause;
@@ -186,6 +184,7 @@ async function changeName(image: Image, { name, format }: NewBacking): Promise<v
   }
   const { replaceHeader } = await import("../image/qcow2/replace_header.ts");
   const backingFormat = backingName === null ? null : format!;
+  // What was copied is on stable storage before the name says that it is needed: `exclusive` sees to that.
   try {
     await qcow2.exclusive(({ file }) => replaceHeader(file, { backingName, backingFormat }));
   } catch (error) {

@@ -328,7 +328,8 @@ export class IoUring implements Disposable {
     const tail = Atomics.load(words, this.#cqTailAt);
     let count = 0;
     try {
-      while (this.#cqHead !== tail) {
+      // Not until they are equal: a handler that reaps itself leaves the head beyond this tail.
+      while (((tail - this.#cqHead) | 0) > 0) {
         const at = this.#cqesAt + (this.#cqHead & this.#cqMask) * 4;
         const token = words[at];
         const owner = words[at + 1];

@@ -90,3 +90,21 @@ Deno.test({
       }
     }),
 });
+
+Deno.test({
+  name: "rebase past an image that is shorter than the one behind it keeps the zeros behind its end",
+  ...NEEDS_QEMU,
+  fn: () => {
+    const setup: Setup = [
+      ["qemu-img", "create", "-q", "-f", "qcow2", "b.qcow2", "3M"],
+      ["qemu-io", "-c", "write -P 1 0 3M", "b.qcow2"],
+      ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "b.qcow2", "-F", "qcow2", "m.qcow2", "1M"],
+      ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "m.qcow2", "-F", "qcow2", "o.qcow2", "2M"],
+    ];
+    return inPair(setup, async (pair) => {
+      await Deno.copyFile(`${pair.theirs}/o.qcow2`, `${pair.theirs}/was`);
+      await both(pair, ["rebase", "-b", "b.qcow2", "-F", "qcow2", "*o.qcow2"]);
+      await sameDisks(pair, "o.qcow2", "was");
+    });
+  },
+});

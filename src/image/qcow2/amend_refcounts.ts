@@ -53,7 +53,6 @@ export async function changeRefcountBits(
   const places = placesFor(file, Math.max(last + 1, Math.ceil(file.endBytes / file.clusterBytes)), used, perBlock);
   await writeBlocks(file, old, places, refcountBits, (part) => onProgress(0.5 + part / 2));
   const tableOffset = await writeTable(file, places);
-  await file.barrier();
   // A barrier, one sector, a barrier.
   await replaceHeader(file, {
     refcountBits,

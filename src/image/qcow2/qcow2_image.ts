@@ -11,17 +11,16 @@
 
 import { SegmentList } from "../../memory/segment_list.ts";
 import { BlockError, type BlockOperation } from "../../storage/block_error.ts";
-import { after, type Completion, type Storage } from "../../storage/storage.ts";
+import type { Completion, Storage } from "../../storage/storage.ts";
 import { type Extent, type Image, type ImageDetails, SECTOR_BYTES } from "../image.ts";
 import type { OldContents } from "./cluster_writer.ts";
-import { type Decompressor, decompressorFor } from "./compressed.ts";
 import { detailsOf } from "./details.ts";
 import { type Qcow2Header, readHeader } from "./header.ts";
-import { COMPRESSED, DATA, UNALLOCATED } from "./l2_entry.ts";
 import { Qcow2Mapping } from "./mapping.ts";
 import { openWriter, prepareForWriting } from "./open_for_writing.ts";
 import { L1_MAX_BYTES, L2_CACHE_DEFAULT_BYTES } from "./qcow2_layout.ts";
 import { corrupt, unsupported } from "./refuse.ts";
+import { Qcow2Reader } from "./reader.ts";
 import { resizeQcow2 } from "./resize.ts";
 import type { Snapshot } from "./snapshot_table.ts";
 import { applySnapshot, createSnapshot, deleteSnapshot } from "./snapshots.ts";
@@ -62,16 +61,8 @@ export class Qcow2Image implements Image {
   readonly #old: OldContents;
   /** Where guest data is: the same storage, or the external data file. */
   readonly #data: Storage;
-  /** Size of that when it was opened: to ask a file for its size takes a system call. */
-  readonly #dataBytes: number;
-  readonly #decompress: Decompressor | null;
+  readonly #reader: Qcow2Reader;
   readonly #clusterBytes: number;
-  /** The compressed cluster that was read last: reads are often smaller than clusters, and in order. */
-  #lastCluster: Uint8Array | null = null;
-  #lastOffset = -1;
-  #lastBytes = -1;
-  /** Lists that no read in flight uses. */
-  readonly #lists: SegmentList[] = [];
 
   private constructor(
     storage: Storage,
@@ -80,6 +71,7 @@ export class Qcow2Image implements Image {
     data: Storage,
     backing: Image | null,
     old: OldContents,
+    reader: Qcow2Reader,
     writer: Qcow2Writer | null,
   ) {
     this.readOnly = writer === null;
@@ -90,14 +82,9 @@ export class Qcow2Image implements Image {
     this.#writer = writer;
     this.#old = old;
     this.#data = data;
-    this.#dataBytes = data.sizeBytes;
-    this.#decompress = decompressorFor(header.compression);
+    this.#reader = reader;
     this.#clusterBytes = 2 ** header.clusterBits;
-    writer?.tables.freeListeners.push((cluster) => {
-      const first = Math.floor(this.#lastOffset / this.#clusterBytes);
-      const last = Math.floor((this.#lastOffset + this.#lastBytes - 1) / this.#clusterBytes);
-      if (cluster >= first && cluster <= last) this.#lastOffset = -1;
-    });
+    if (writer !== null) reader.follow(writer.tables);
   }
 
   /**
@@ -109,9 +96,6 @@ export class Qcow2Image implements Image {
     const { l2CacheBytes = L2_CACHE_DEFAULT_BYTES, openBacking, openDataFile, snapshot } = options;
     const path = storage.name;
     let header = await readHeader(storage);
-    if (decompressorFor(header.compression) === null) {
-      throw unsupported(path, `Clusters are compressed with ${header.compression}, which needs Deno 2.9 or newer`);
-    }
     const readOnly = (options.readOnly ?? storage.readOnly) || snapshot !== undefined;
     if (!readOnly) header = await prepareForWriting(storage, header);
     let data = storage;
@@ -128,15 +112,15 @@ export class Qcow2Image implements Image {
       }
       if (snapshot !== undefined) header = atSnapshot(storage, header, snapshot);
       const mapping = await Qcow2Mapping.open(storage, header, storage.sizeBytes, l2CacheBytes);
+      const reader = new Qcow2Reader(storage, data, header, mapping, backing);
       const backingBytes = backing?.sizeBytes ?? 0;
       const old: OldContents = {
-        read: async (offset, into) => await image.#readFrom(offset, into, 0),
+        read: async (offset, into) => await reader.read(offset, into),
         isZeroBehind: (offset) => offset >= backingBytes,
         backingBytes,
       };
       const writer = readOnly ? null : await openWriter(storage, data, header, mapping, old, options);
-      const image: Qcow2Image = new Qcow2Image(storage, header, mapping, data, backing, old, writer);
-      return image;
+      return new Qcow2Image(storage, header, mapping, data, backing, old, reader, writer);
     } catch (error) {
       if (data !== storage) data.close();
       await backing?.close();
@@ -184,11 +168,11 @@ export class Qcow2Image implements Image {
   }
 
   read(offset: number, into: SegmentList): Completion {
-    return this.#readFrom(offset, into, 0);
+    return this.#reader.read(offset, into);
   }
 
   map(offset: number, lengthBytes: number): Extent[] | Promise<Extent[]> {
-    return this.#mapFrom(offset, offset + lengthBytes, []);
+    return this.#reader.map(offset, lengthBytes);
   }
 
   details(): Promise<ImageDetails> {
@@ -300,101 +284,6 @@ export class Qcow2Image implements Image {
     });
   }
 
-  /** Reads what is left of a list from its byte `from` on. */
-  #readFrom(offset: number, into: SegmentList, from: number): Completion {
-    const mapping = this.#mapping;
-    const total = into.byteLength;
-    for (let done = from; done < total;) {
-      const miss = mapping.lookup(offset + done, total - done);
-      if (miss !== undefined) return this.#resume(miss, offset, into, done);
-      const at = offset + done;
-      const start = done;
-      const length = mapping.lengthBytes;
-      done += length;
-      if (length === total) return this.#readRun(at, into);
-      const part = this.#lists.pop() ?? new SegmentList();
-      part.appendRange(into, start, length);
-      const reading = this.#readRun(at, part);
-      if (reading !== undefined) return this.#resume(reading, offset, into, done);
-      part.clear();
-      this.#lists.push(part);
-    }
-  }
-
-  // A function of its own: a closure in the loop above would make every read pay for it.
-  #resume(waiting: Promise<void>, offset: number, into: SegmentList, from: number): Promise<void> {
-    return waiting.then(() => this.#readFrom(offset, into, from));
-  }
-
-  /** Reads the run that was just looked up. */
-  #readRun(offset: number, part: SegmentList): Completion {
-    const { kind, hostOffset, compressedBytes } = this.#mapping;
-    switch (kind) {
-      case DATA:
-        return this.#readData(hostOffset, part);
-      case COMPRESSED:
-        return this.#readCompressed(hostOffset, compressedBytes, offset % this.#clusterBytes, part);
-      case UNALLOCATED:
-        if (this.backing !== null) return readUntil(this.backing, this.backing.sizeBytes, offset, part);
-    }
-    part.fill(0);
-  }
-
-  /** The last cluster of a file need not be there in full: what a program did not write to reads as zeros. */
-  #readData(hostOffset: number, part: SegmentList): Completion {
-    // Without anybody who makes reads fail, this is all that it costs.
-    if (this.#data.event !== undefined) {
-      return after(this.#data.event("read_aio"), () => this.#moveData(hostOffset, part));
-    }
-    return this.#moveData(hostOffset, part);
-  }
-
-  #moveData(hostOffset: number, part: SegmentList): Completion {
-    const writer = this.#writer;
-    if (writer === null) return readUntil(this.#data, this.#dataBytes, hostOffset, part);
-    const reading = readUntil(this.#data, writer.tables.file.dataEndBytes, hostOffset, part);
-    return reading === undefined ? undefined : writer.tables.inFlight.track(reading);
-  }
-
-  #readCompressed(hostOffset: number, lengthBytes: number, inCluster: number, part: SegmentList): Completion {
-    if (hostOffset === this.#lastOffset && lengthBytes === this.#lastBytes) {
-      part.copyFrom(this.#lastCluster!.subarray(inCluster, inCluster + part.byteLength));
-      return;
-    }
-    const data = new Uint8Array(lengthBytes);
-    const list = SegmentList.over(data);
-    const loading = after(this.#storage.event?.("read_compressed"), () => this.#storage.read(hostOffset, list));
-    const reading = after(loading, () => {
-      const cluster = this.#decompress!(data, this.#clusterBytes);
-      if (cluster === null) {
-        const reason =
-          `The image is corrupt: what should be a cluster compressed with ${this.#header.compression} is not`;
-        throw corrupt(this.name, "read", reason, hostOffset);
-      }
-      this.#lastCluster = cluster;
-      this.#lastOffset = hostOffset;
-      this.#lastBytes = lengthBytes;
-      part.copyFrom(cluster.subarray(inCluster, inCluster + part.byteLength));
-    });
-    if (reading === undefined || this.#writer === null) return reading;
-    return this.#writer.tables.inFlight.track(reading);
-  }
-
-  #mapFrom(offset: number, end: number, extents: Extent[]): Extent[] | Promise<Extent[]> {
-    const mapping = this.#mapping;
-    for (let at = offset; at < end;) {
-      const miss = mapping.lookup(at, end - at);
-      if (miss !== undefined) {
-        const here = at;
-        return miss.then(() => this.#mapFrom(here, end, extents));
-      }
-      const { kind, lengthBytes, hostOffset } = mapping;
-      addExtent(extents, { guestOffset: at, lengthBytes, kind: KIND_NAMES[kind], hostOffset });
-      at += lengthBytes;
-    }
-    return extents;
-  }
-
   /** @throws BlockError when the image was opened for reading only */
   #writable(operation: BlockOperation, offset?: number): Qcow2Writer {
     if (this.#writer !== null) return this.#writer;
@@ -429,37 +318,4 @@ function atSnapshot(storage: Storage, header: Qcow2Header, snapshot: Snapshot): 
     l1Offset + lengthBytes <= storage.sizeBytes && l1Entries >= Math.ceil(diskBytes / tableSpan);
   if (!isPossible) throw corrupt(storage.name, "open", `The L1 table of snapshot '${name}' cannot be used`, l1Offset);
   return { ...header, l1Offset, l1Entries, sizeBytes: diskBytes - diskBytes % SECTOR_BYTES };
-}
-
-/** Names for extents, by kind of run. */
-const KIND_NAMES: readonly Extent["kind"][] = ["unallocated", "data", "zero", "compressed"];
-
-/** Adds a run; one that goes on where the last one ends makes it longer. */
-function addExtent(extents: Extent[], { guestOffset, lengthBytes, kind, hostOffset }: Extent): void {
-  const last = extents.at(-1);
-  const goesOn = last?.kind === kind &&
-    (kind === "unallocated" || kind === "zero" ||
-      (kind === "data" && last.hostOffset! + last.lengthBytes === hostOffset));
-  if (goesOn) extents[extents.length - 1] = { ...last, lengthBytes: last.lengthBytes + lengthBytes };
-  else {
-    const place = kind === "data" || kind === "compressed" ? { hostOffset } : {};
-    extents.push({ guestOffset, lengthBytes, kind, ...place });
-  }
-}
-
-/** Reads from something that ends at `sizeBytes`; zeros from there on. */
-function readUntil(
-  source: { read(offset: number, into: SegmentList): Completion },
-  sizeBytes: number,
-  offset: number,
-  part: SegmentList,
-): Completion {
-  const wanted = part.byteLength;
-  if (offset + wanted <= sizeBytes) return source.read(offset, part);
-  const stored = Math.max(0, sizeBytes - offset);
-  part.fill(0, stored);
-  if (stored === 0) return;
-  const head = new SegmentList();
-  head.appendRange(part, 0, stored);
-  return source.read(offset, head);
 }
