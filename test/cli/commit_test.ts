@@ -1,5 +1,7 @@
+import { assert, assertEquals } from "@std/assert";
 import { NEEDS_QEMU } from "../image/qcow2/shapes.ts";
 import { both, inPair, sameDisks, type Setup } from "./change_images.ts";
+import { runQemuImg, runVblk } from "./qemu_img.ts";
 
 /** An overlay over another over a base. */
 const CHAIN: Setup = [
@@ -81,6 +83,21 @@ Deno.test({
       await sameDisks(pair, "b.qcow2");
     });
   },
+});
+
+Deno.test({
+  name: "commit empties the image, and the file gets shorter",
+  ...NEEDS_QEMU,
+  fn: () =>
+    inPair(CHAIN, async ({ ours }) => {
+      const { size } = await Deno.stat(`${ours}/o.qcow2`);
+      assertEquals((await runVblk(["commit", `${ours}/o.qcow2`])).out, ["Image committed."]);
+      const extents = (await runQemuImg(["map", "--output=json", `${ours}/o.qcow2`])).out.join("");
+      const owners = (JSON.parse(extents) as { depth: number; data: boolean }[]).filter(({ data }) => data);
+      assertEquals(owners.filter(({ depth }) => depth === 0), []);
+      assert(owners.length > 0);
+      assert((await Deno.stat(`${ours}/o.qcow2`)).size < size);
+    }),
 });
 
 Deno.test({

@@ -118,6 +118,8 @@ async function expandTable(tables: WriteBack, offset: number): Promise<void> {
   const { clusterBytes } = file;
   const table = await readTable(tables, offset);
   const users = await refcounts.get(offset / clusterBytes);
+  // Each of them has its own L1 table: a larger count is a lie, and would be believed that many times below.
+  if (users > file.header.snapshotCount + 1) throw tooManyUsers(tables, offset, users);
   const given: number[] = [];
   let changed = false;
   for (let at = 0; at < table.byteLength; at += 8) {
@@ -131,11 +133,15 @@ async function expandTable(tables: WriteBack, offset: number): Promise<void> {
   // The counts and the zeros first, then what refers to them, then what nothing refers to any more.
   await tables.flush();
   await file.write("active L2 table", offset, new Uint8Array(table.buffer));
-  await file.barrier();
   for (const place of given) {
     for (let i = 0; i < users; i++) tables.release(place, 1);
   }
   await tables.flush();
+}
+
+function tooManyUsers({ file }: WriteBack, offset: number, users: number): BlockError {
+  const reason = `The L2 table at ${hex(offset)} has a refcount of ${users}, more than there are snapshots and disks`;
+  return corrupt(file.storage.name, "read", reason, offset);
 }
 
 async function storedZeros({ file, refcounts }: WriteBack, users: number): Promise<number> {

@@ -12,14 +12,19 @@ export interface CheckReport {
   readonly corruptions: number;
   /** Clusters whose refcount is above the number of references: lost space, no harm. */
   readonly leaks: number;
+  /** Damage that was repaired. */
   readonly corruptionsFixed: number;
+  /** Lost clusters that were given back. */
   readonly leaksFixed: number;
   /** Where the last cluster that is in use ends, in bytes. */
   readonly imageEndOffset: number;
-  /** Clusters of the disk, and how many of them have a place, are stored compressed, or do not follow the one before. */
+  /** Clusters of the disk. */
   readonly totalClusters: number;
+  /** How many of them have a place. */
   readonly allocatedClusters: number;
+  /** How many of them are stored compressed. */
   readonly compressedClusters: number;
+  /** How many of them do not follow the one before. */
   readonly fragmentedClusters: number;
   /** The first findings, as `qemu-img check` prints them. */
   readonly findings: readonly string[];

@@ -20,15 +20,19 @@ export interface Qcow2CreateOptions {
   readonly clusterBytes?: number;
   /** Name to be recorded as the backing file's. Nothing is opened. */
   readonly backingName?: string | null;
+  /** Format of the backing file, to be recorded. */
   readonly backingFormat?: string | null;
   /** Default: off; with `dataFileRaw`, metadata. */
   readonly preallocation?: Preallocation;
+  /** Whether refcounts may be written late. Default: false. */
   readonly lazyRefcounts?: boolean;
   /** Default: 16. */
   readonly refcountBits?: number;
   /** Name to be recorded as the external data file's. */
   readonly dataFileName?: string | null;
+  /** Whether the data file can be read as a raw image. Default: false. */
   readonly dataFileRaw?: boolean;
+  /** Whether clusters have subclusters. Default: false. */
   readonly extendedL2?: boolean;
   /** Default: zlib. */
   readonly compression?: "zlib" | "zstd";
@@ -39,10 +43,12 @@ export type CompleteOptions = Required<Qcow2CreateOptions>;
 
 /** The wish that cannot be had, in QEMU's words. */
 export class CreateOptionsError extends Error {
+  /** Always `"CreateOptionsError"`: what a stack trace begins with. */
   override readonly name = "CreateOptionsError";
   /** What the user can do about it. */
   readonly hint: string | undefined;
 
+  /** Makes the error of its message. */
   constructor(message: string, hint?: string) {
     super(message);
     this.hint = hint;

@@ -255,7 +255,11 @@ export class Qcow2Image implements Image {
     return this.exclusive((tables) => deleteSnapshot(tables, idOrName));
   }
 
-  /** Changes the persistent bitmaps while nobody writes, and stores what has changed, even when `action` fails. */
+  /**
+   * Changes the persistent bitmaps while nobody writes, and stores what has changed, even when `action` fails.
+   *
+   * @internal
+   */
   async editBitmaps<T>(action: (bitmaps: PersistentBitmaps) => T | Promise<T>): Promise<T> {
     const [{ PersistentBitmaps }, { storeBitmaps }] = await Promise.all([
       import("./bitmaps.ts"),
@@ -271,7 +275,11 @@ export class Qcow2Image implements Image {
     });
   }
 
-  /** Runs `action` with the tables while nobody writes; the image is clean before and after. */
+  /**
+   * Runs `action` with the tables while nobody writes; the image is clean before and after.
+   *
+   * @internal
+   */
   exclusive<T>(action: (tables: WriteBack) => Promise<T>): Promise<T> {
     return this.#writable("write").exclusive(action);
   }
