@@ -9,7 +9,9 @@ import { corrupt } from "./refuse.ts";
 
 /** One header extension; `data` is a view. */
 export interface HeaderExtension {
+  /** What kind of extension it is. */
   readonly type: number;
+  /** Its contents, without padding. */
   readonly data: Uint8Array;
 }
 

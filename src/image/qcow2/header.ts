@@ -34,27 +34,41 @@ import { corrupt, unsupported } from "./refuse.ts";
 
 /** Where the directory of persistent bitmaps is. */
 export interface BitmapDirectory {
+  /** Number of bitmaps. */
   readonly count: number;
+  /** Where the directory starts in the file, in bytes. */
   readonly offset: number;
+  /** Length of the directory, in bytes. */
   readonly lengthBytes: number;
 }
 
 /** What a header says, checked. */
 export interface Qcow2Header {
+  /** Version of the format. */
   readonly version: 2 | 3;
+  /** Size of a cluster, as a power of two. */
   readonly clusterBits: number;
   /** Size of the disk: whole sectors. */
   readonly sizeBytes: number;
+  /** Where the active L1 table starts, in bytes. */
   readonly l1Offset: number;
+  /** Number of its entries. */
   readonly l1Entries: number;
+  /** Where the refcount table starts, in bytes. */
   readonly refcountTableOffset: number;
+  /** How many clusters it takes. */
   readonly refcountTableClusters: number;
+  /** Width of a refcount, in bits. */
   readonly refcountBits: number;
+  /** Where the table of snapshots starts, in bytes. */
   readonly snapshotsOffset: number;
+  /** Number of internal snapshots. */
   readonly snapshotCount: number;
   /** The feature fields as they are in the file; 0 in version 2. What they mean is in the fields below. */
   readonly incompatible: bigint;
+  /** Features that may be ignored. */
   readonly compatible: bigint;
+  /** Features that whoever does not keep them up clears. */
   readonly autoclear: bigint;
   /** Length of the header proper, in bytes; what is in it beyond the fields that are known must be kept. */
   readonly headerBytes: number;
@@ -64,6 +78,7 @@ export interface Qcow2Header {
   readonly extensions: readonly HeaderExtension[];
   /** Where the backing file's name is; 0 without one. */
   readonly backingNameOffset: number;
+  /** Name of the backing file; `null` without one. */
   readonly backingName: string | null;
   /** Name of the backing file's format; `null` when the image does not say. */
   readonly backingFormat: string | null;
@@ -71,12 +86,17 @@ export interface Qcow2Header {
   readonly dirty: boolean;
   /** Somebody found damage, and nobody repaired it. Readable as far as it goes. */
   readonly corrupt: boolean;
+  /** Clusters have subclusters. */
   readonly extendedL2: boolean;
+  /** How compressed clusters are compressed. */
   readonly compression: "zlib" | "zstd";
+  /** Refcounts may be written late. */
   readonly lazyRefcounts: boolean;
   /** Guest data is in another file. */
   readonly externalData: boolean;
+  /** The external data file can be read as a raw image. */
   readonly externalDataRaw: boolean;
+  /** Name of the external data file; `null` when the image does not say. */
   readonly dataFileName: string | null;
   /** `null` when there are none, or they are not to be trusted. */
   readonly bitmaps: BitmapDirectory | null;
