@@ -105,9 +105,9 @@ for (const kind of ["cluster_size=4k", "cluster_size=4k,compat=0.10", "cluster_s
     fn: () => {
       // What was written first goes first: so there are free clusters with old data in the middle of the file.
       const setup: Setup = [
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-o", kind, "i", "1000k"],
-        ["qemu-io", "-c", "write -P 7 500k 500k", "-c", "write -P 7 0 500k", "i"],
-        ["qemu-img", "resize", "--shrink", "-q", "i", "500k"],
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-o", kind, "i", "1M"],
+        ["qemu-io", "-c", "write -P 7 512k 512k", "-c", "write -P 7 0 512k", "i"],
+        ["qemu-img", "resize", "--shrink", "-q", "i", "512k"],
       ];
       return inPair(setup, async (pair) => {
         await start("qemu-img", "resize", "-q", `${pair.theirs}/i`, "+1M");

@@ -15,11 +15,15 @@ import { corrupt } from "./refuse.ts";
 export interface Snapshot {
   /** A number in text, as a rule; unique in the image. */
   readonly id: string;
+  /** Name for people; need not be unique. */
   readonly name: string;
+  /** Where its L1 table starts in the file, in bytes. */
   readonly l1Offset: number;
+  /** Number of that table's entries. */
   readonly l1Entries: number;
-  /** When it was taken: seconds since 1970, and the rest of a second. */
+  /** When it was taken: seconds since 1970. */
   readonly dateSeconds: number;
+  /** The rest of a second, in nanoseconds. */
   readonly dateNanoseconds: number;
   /** How long the guest had been running. */
   readonly vmClockNanoseconds: bigint;
