@@ -314,12 +314,18 @@ export class UringEngine implements Disposable {
     this.#scheduled = true;
     const now = performance.now();
     if (now - this.#turnEnded > PAUSE_MS) this.#turnStarted = now;
-    if (now - this.#turnStarted > LONGEST_TURN_MS) setTimeout(this.#turn, 0);
+    if (now - this.#turnStarted > LONGEST_TURN_MS) setTimeout(this.#nextTurn, 0);
     // Behind the microtasks that are there already, and behind those that they bring: what they ask for comes along.
     else queueMicrotask(this.#almostTurn);
   }
 
   readonly #almostTurn = (): void => queueMicrotask(this.#turn);
+
+  /** Called by a timer: the others had their turn. */
+  readonly #nextTurn = (): void => {
+    this.#turnStarted = performance.now();
+    this.#turn();
+  };
 
   readonly #turn = (): void => {
     this.#scheduled = false;
