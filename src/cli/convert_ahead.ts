@@ -19,14 +19,12 @@ const LOOK_BYTES = 256 << 20;
  */
 export async function readAhead(source: Image, given: string): Promise<ReaderPool | null> {
   // Options may have chosen other files than those that the path alone leads to.
-  if (given !== source.name || source.format !== "qcow2" || source.sizeBytes < THREADS_FROM_BYTES) {
-    return null;
-  }
+  if (given !== source.name || source.sizeBytes < THREADS_FROM_BYTES) return null;
   // A name that is not a path's could be a disk that only this thread has.
   if (!isFile(source.name)) return null;
-  if (!await isCompressed(source)) return null;
+  const threads = await isCompressed(source) ? navigator.hardwareConcurrency : 1;
   const { ReaderPool } = await import("../image/reader_pool.ts");
-  return await ReaderPool.start(source.name, source.format, navigator.hardwareConcurrency);
+  return await ReaderPool.start(source.name, source.format, threads);
 }
 
 async function isCompressed(source: Image): Promise<boolean> {

@@ -6,13 +6,15 @@
  */
 
 import { attach } from "../../src/attach.ts";
+import { checkQcow2 } from "../../src/image/qcow2/check.ts";
+import { readHeader } from "../../src/image/qcow2/header.ts";
 import { Qcow2Image } from "../../src/image/qcow2/qcow2_image.ts";
 import { RawImage } from "../../src/image/raw/raw_image.ts";
 import type { Image } from "../../src/image/image.ts";
 import { SegmentList } from "../../src/memory/segment_list.ts";
 import { DenoFileStorage } from "../../src/storage/deno_file.ts";
 import { Random } from "../random.ts";
-import { alternate, median, printTable, ratio } from "./table.ts";
+import { alternate, benchFolder, median, printTable, ratio } from "./table.ts";
 
 const ROUNDS = 7;
 const DISK_BYTES = 256 << 20;
@@ -25,13 +27,10 @@ export async function benchQcow2(): Promise<void> {
     console.log("\nqcow2: skipped, since qemu-img is not here (package qemu-utils)");
     return;
   }
-  const folder = await Deno.makeTempDir({ prefix: "vblk-bench-" });
-  try {
-    await benchReads(folder);
-    await benchFill(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
+  await using folder = await benchFolder();
+  await benchReads(folder.path);
+  await benchFill(folder.path);
+  await benchCheck(folder.path);
 }
 
 async function run(command: string, ...args: string[]): Promise<boolean> {
@@ -134,6 +133,52 @@ async function benchFill(folder: string): Promise<void> {
       `${middle.toFixed(2)} (${low.toFixed(2)}-${high.toFixed(2)})`,
     ],
   ]);
+}
+
+const CHECKED_CLUSTERS = 100_000;
+
+/** An image with many allocated clusters, which take no space: what is checked are the tables. */
+async function benchCheck(folder: string): Promise<void> {
+  const rows = [["100,000 allocated clusters", "vblk ms", "qemu-img ms", "ratio (range)"]];
+  for (const clusterBytes of [65536, 4096]) {
+    const path = `${folder}/check-${clusterBytes}`;
+    const options = ["-o", `cluster_size=${clusterBytes},preallocation=metadata`];
+    await run("qemu-img", "create", "-f", "qcow2", ...options, path, String(CHECKED_CLUSTERS * clusterBytes));
+    const theirs = () => timeOf(() => run("qemu-img", "check", path));
+    const cli = new URL("../../cli.ts", import.meta.url).pathname;
+    const flags = ["run", "--no-check", "--allow-read", "--allow-write", "--no-prompt"];
+    const kinds: [string, () => Promise<unknown>][] = [
+      ["the library", () => checkFile(path)],
+      ["the process", () => run(Deno.execPath(), ...flags, cli, "check", path)],
+    ];
+    for (const [kind, check] of kinds) {
+      await check();
+      const pair = await alternate(ROUNDS, () => timeOf(check), theirs);
+      const { median: middle, low, high } = ratio(pair);
+      rows.push([
+        `of ${clusterBytes / 1024} KiB, ${kind}`,
+        median(pair.subject).toFixed(1),
+        median(pair.peer).toFixed(1),
+        `${middle.toFixed(2)} (${low.toFixed(2)}-${high.toFixed(2)})`,
+      ]);
+    }
+  }
+  printTable("Check (below 1 vblk is ahead)", rows);
+}
+
+async function checkFile(path: string): Promise<void> {
+  const storage = DenoFileStorage.open(path, { readOnly: true });
+  const { corruptions, leaks, allocatedClusters } = await checkQcow2(storage, await readHeader(storage));
+  storage.close();
+  if (corruptions + leaks > 0 || allocatedClusters !== CHECKED_CLUSTERS) {
+    throw new Error("The image is not as it was made");
+  }
+}
+
+async function timeOf(action: () => Promise<unknown>): Promise<number> {
+  const start = performance.now();
+  await action();
+  return performance.now() - start;
 }
 
 if (import.meta.main) await benchQcow2();

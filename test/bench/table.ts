@@ -40,6 +40,22 @@ export function ratio({ subject, peer }: Pair): { median: number; low: number; h
   return { median: median(ratios), low: Math.min(...ratios), high: Math.max(...ratios) };
 }
 
+/**
+ * A folder that goes away with its scope: in memory where that can be had, since a disk's mood is no part of what is
+ * measured.
+ */
+export async function benchFolder(): Promise<{ path: string } & AsyncDisposable> {
+  const path = await Deno.makeTempDir({
+    dir: await isFolder("/dev/shm") ? "/dev/shm" : undefined,
+    prefix: "vblk-bench-",
+  });
+  return { path, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  return (await Deno.stat(path).catch(() => null))?.isDirectory ?? false;
+}
+
 /** Prints rows under a heading; numbers to the right. */
 export function printTable(heading: string, rows: readonly (readonly string[])[]): void {
   const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));

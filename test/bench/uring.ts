@@ -1,6 +1,6 @@
 /**
  * Reads of 4 KiB from a file in the page cache: through io_uring as a device's own thread would do them, through
- * io_uring as a storage, and through Deno's file API, each at several depths. Runs alone too.
+ * `UringFileStorage`, which finds it in the cache, and through Deno's file API, each at several depths. Runs alone too.
  *
  * @module
  */
@@ -94,7 +94,9 @@ export async function benchUring(): Promise<void> {
       const portable = storageLoop(peer, into, depth);
       const callbacks = callbackLoop(engine, uring.descriptor, into, depth);
       rows.push(row(`callbacks, depth ${depth}`, await alternate(ROUNDS, callbacks, portable)));
-      rows.push(row(`promises, depth ${depth}`, await alternate(ROUNDS, storageLoop(uring, into, depth), portable)));
+      rows.push(
+        row(`UringFileStorage, depth ${depth}`, await alternate(ROUNDS, storageLoop(uring, into, depth), portable)),
+      );
     }
     uring.close();
     peer.close();
