@@ -24,6 +24,8 @@ const SYMBOLS = {
   pwrite: { parameters: FD_AND_BUFFER, result: "i32" },
   preadv: { parameters: FD_AND_VECTOR, result: "i32" },
   pwritev: { parameters: FD_AND_VECTOR, result: "i32" },
+  pwritev2: { parameters: ["i32", "pointer", "i32", "i64", "i32"], result: "i32" },
+  preadv2: { parameters: ["i32", "pointer", "i32", "i64", "i32"], result: "i32" },
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
   ftruncate: { parameters: ["i32", "i64"], result: "i32" },
   fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
@@ -86,6 +88,9 @@ export const O = {
 
 /** Flags of fallocate(2). */
 export const FALLOC_FL = { KEEP_SIZE: 1, PUNCH_HOLE: 2, ZERO_RANGE: 0x10 } as const;
+
+/** A flag of preadv2(2) and pwritev2(2): fail rather than wait for the disk. */
+export const RWF_NOWAIT = 8;
 
 const SC_PAGESIZE = 30;
 const SEEK_END = 2;

@@ -12,8 +12,10 @@
  */
 
 import { IoUring, type IoUringOptions } from "../host/io_uring.ts";
-import { addressOf, Mapping } from "../host/mapping.ts";
+import { type Libc, libc, RWF_NOWAIT } from "../host/libc.ts";
+import { addressOf } from "../host/mapping.ts";
 import type { SegmentList } from "../memory/segment_list.ts";
+import { Iovecs, MOST_IOVECS } from "./uring_iovecs.ts";
 
 /** Takes a result: the token it was submitted under, what the call would return or -errno, `IORING_CQE_F` flags. */
 export type TokenHandler = (token: number, result: number, flags: number) => void;
@@ -36,14 +38,8 @@ export interface UringEngineOptions extends IoUringOptions {
   drivenBy?: "microtasks" | "owner";
 }
 
-/** The kernel takes no more in one call (IOV_MAX). */
-export const MOST_IOVECS = 1024;
-
-const IOVECS = 8 * MOST_IOVECS;
-const IOVEC_WORDS = 4;
 /** Registered by the engine itself: the owner of all `UringOperation`s. */
 const OPERATIONS = 0;
-const HIGH = 0x1_0000_0000;
 /** How long microtasks may follow microtasks before timers and signals get a turn. */
 const LONGEST_TURN_MS = 50;
 /** After so long without us, it is taken that they had one. */
@@ -54,9 +50,10 @@ export class UringEngine implements Disposable {
   /** The ring: for operations that are nobody's business but the caller's, under a registered owner. */
   readonly ring: IoUring;
   readonly #byOwner: boolean;
-  readonly #arena: Mapping;
-  readonly #iovecs: Uint32Array;
-  #iovecsUsed = 0;
+  readonly #libc: Libc;
+  readonly #iovecs = new Iovecs(8 * MOST_IOVECS);
+  /** Those of a call that is made at once. */
+  readonly #iovecsNow = new Iovecs(MOST_IOVECS);
 
   readonly #handlers: (TokenHandler | undefined)[] = [];
   readonly #operations: (UringOperation | undefined)[] = [];
@@ -85,13 +82,7 @@ export class UringEngine implements Disposable {
   constructor(options: UringEngineOptions = {}) {
     this.ring = new IoUring(options);
     this.#byOwner = options.drivenBy === "owner";
-    try {
-      this.#arena = Mapping.anonymous(IOVECS * IOVEC_WORDS * 4);
-    } catch (error) {
-      this.ring.close();
-      throw error;
-    }
-    this.#iovecs = new Uint32Array(this.#arena.bytes.buffer);
+    this.#libc = libc();
     this.#handlers[OPERATIONS] = (token, result) => this.#operationEnded(token, result);
   }
 
@@ -168,12 +159,35 @@ export class UringEngine implements Disposable {
       ) this.makeRoom();
       return;
     }
-    const first = this.#reserveIovecs(Math.min(list.count, MOST_IOVECS));
-    const count = this.#fillIovecs(first, list, from);
-    const address = this.#arena.address + first * IOVEC_WORDS * 4;
+    const address = this.#iovecsFor(list, from);
+    const count = this.#iovecs.count;
     // Making room submits what is prepared, which leaves these iovecs as they are.
     if (isWrite) this.submitWrite(owner, token, fd, address, count, offset);
     else this.submitRead(owner, token, fd, address, count, offset);
+  }
+
+  /**
+   * Reads at once what the page cache has; a ring and a promise would cost more than that.
+   *
+   * @returns whether all of it was there. If not, some of `list` may be filled all the same.
+   */
+  readCached(fd: number, list: SegmentList, offset: number): boolean {
+    if (list.count > MOST_IOVECS) return false;
+    const { pointer, count } = this.#iovecsNow.only(list);
+    return this.#libc.preadv2(fd, pointer, count, BigInt(offset), RWF_NOWAIT) === list.byteLength;
+  }
+
+  /**
+   * Writes at once to the page cache. For a file that is not open for direct access this costs a half or a third of
+   * what the ring costs: most file systems can't say beforehand whether such a write would wait, so io_uring gives it
+   * to a thread. It does wait when the system has more unwritten data than it likes.
+   *
+   * @returns whether all was written. If not, some of it may be.
+   */
+  writeCached(fd: number, list: SegmentList, offset: number): boolean {
+    if (list.count > MOST_IOVECS) return false;
+    const { pointer, count } = this.#iovecsNow.only(list);
+    return this.#libc.pwritev2(fd, pointer, count, BigInt(offset), 0) === list.byteLength;
   }
 
   /** Any operation, as `IoUring.prepare` has it. */
@@ -254,7 +268,6 @@ export class UringEngine implements Disposable {
   close(): void {
     this.waitUntil(() => this.#active === 0);
     this.ring.close();
-    this.#arena.unmap();
   }
 
   [Symbol.dispose](): void {
@@ -277,36 +290,11 @@ export class UringEngine implements Disposable {
   }
 
   /** Finds a place for iovecs; what was used is free again when all that is prepared has been submitted. */
-  #reserveIovecs(count: number): number {
-    while (this.#iovecsUsed + count > IOVECS && this.ring.prepared > 0) this.makeRoom();
-    if (this.ring.prepared === 0) this.#iovecsUsed = 0;
-    const first = this.#iovecsUsed;
-    this.#iovecsUsed += count;
-    return first;
-  }
-
-  #fillIovecs(first: number, list: SegmentList, from: number): number {
-    const words = this.#iovecs;
-    let at = first * IOVEC_WORDS;
-    let skip = from;
-    let count = 0;
-    for (let i = 0; i < list.count && count < MOST_IOVECS; i++) {
-      const length = list.lengthOf(i);
-      if (skip >= length) {
-        skip -= length;
-        continue;
-      }
-      const region = list.regionOf(i).bytes;
-      const address = addressOf(region.buffer) + region.byteOffset + list.offsetOf(i) + skip;
-      words[at] = address;
-      words[at + 1] = address / HIGH;
-      words[at + 2] = length - skip;
-      words[at + 3] = (length - skip) / HIGH;
-      at += IOVEC_WORDS;
-      count++;
-      skip = 0;
-    }
-    return count;
+  #iovecsFor(list: SegmentList, from: number): number {
+    const count = Math.min(list.count, MOST_IOVECS);
+    while (!this.#iovecs.hasRoom(count) && this.ring.prepared > 0) this.makeRoom();
+    if (this.ring.prepared === 0) this.#iovecs.clear();
+    return this.#iovecs.add(list, from);
   }
 
   #schedule(): void {

@@ -1,6 +1,7 @@
 /**
  * Bytes in a file or block device, through io_uring: reads and writes go straight to and from guest memory, many at a
- * time, and holes are punched where the file system has them. Linux only.
+ * time, and holes are punched where the file system has them. What the page cache can do at once is done at once.
+ * Linux only.
  *
  * @module
  */
@@ -129,6 +130,8 @@ export class UringFileStorage implements Storage, TransferOwner {
     this.#checkOpen("read", offset);
     if (into.byteLength === 0) return;
     const direct = this.#direct;
+    // Nothing is lost by asking: the ring would look there first as well.
+    if (direct === null && this.#engine.readCached(this.descriptor, into, offset)) return;
     const list = copyOf(into);
     if (direct === null || direct.isAligned(offset, list)) return this.#transfer(false, offset, list);
     return this.#counted(() => direct.read(offset, list));
@@ -138,6 +141,12 @@ export class UringFileStorage implements Storage, TransferOwner {
     this.#checkOpen("write", offset);
     if (from.byteLength === 0) return;
     const direct = this.#direct;
+    // Not past one who is alone; but nobody can come in while this runs.
+    if (direct === null && this.#gate.isOpen && this.#engine.writeCached(this.descriptor, from, offset)) {
+      this.#sizeBytes = Math.max(this.#sizeBytes, offset + from.byteLength);
+      return;
+    }
+    // What failed is tried again, for the error or for the rest.
     const list = copyOf(from);
     if ((direct === null || direct.isAligned(offset, list)) && this.#gate.tryEnter()) {
       return this.#transfer(true, offset, list);
@@ -177,12 +186,11 @@ export class UringFileStorage implements Storage, TransferOwner {
   /** Hears of the end of a read or write; nobody else calls it. */
   transferEnded(isWrite: boolean, endOffset: number, error: BlockError | null): void {
     if (isWrite) {
-      if (error === null && endOffset > this.#sizeBytes) this.#sizeBytes = endOffset;
+      if (error === null) this.#sizeBytes = Math.max(this.#sizeBytes, endOffset);
       this.#gate.leave();
-    } else if (error?.kind === "truncated" && !this.#closed) {
-      // How a file that somebody cut shows.
-      this.refreshSize();
     }
+    // How a file that somebody cut shows; and a write that failed may have written something.
+    if (error !== null && !this.#closed) this.refreshSize();
     this.#ended();
   }
 

@@ -19,9 +19,14 @@ export class WriteGate {
     return this.#writers + (this.#isAlone ? 1 : 0);
   }
 
+  /** Whether a writer need not wait. */
+  get isOpen(): boolean {
+    return !this.#isAlone && this.#alone.length === 0;
+  }
+
   /** Lets a writer in if it need not wait. */
   tryEnter(): boolean {
-    if (this.#isAlone || this.#alone.length > 0) return false;
+    if (!this.isOpen) return false;
     this.#writers++;
     return true;
   }

@@ -79,62 +79,94 @@ test(
 
 test(
   "more segments than there are places for iovecs are moved all the same",
-  { entries: 1024 },
-  async (engine, folder) => {
+  { ...OWNED, entries: 1024 },
+  (engine, folder) => {
     const storage = UringFileStorage.open(folder.file("disk", new Uint8Array(0)), { engine });
     const contents = Uint8Array.from({ length: 64 * 1000 }, (_, i) => i % 251);
-    const writes: (void | Promise<void>)[] = [];
+    let done = 0;
+    const owner = engine.register((_token, result) => {
+      assertEquals(result, 1000);
+      done++;
+    });
     for (let k = 0; k < 64; k++) {
       const whole = SegmentList.over(contents.subarray(k * 1000, k * 1000 + 1000));
       const list = new SegmentList();
       for (let i = 0; i < 1000; i++) list.appendRange(whole, i, 1);
-      writes.push(storage.write(k * 1000, list));
+      engine.submitSegments(owner, k, storage.descriptor, true, list, 0, k * 1000);
     }
-    await Promise.all(writes);
+    engine.waitUntil(() => done === 64);
     storage.close();
     assertEquals(Deno.readFileSync(folder.file("disk")), contents);
   },
 );
 
+/** Reads that end in the ring, and as promises. */
+function reader(engine: UringEngine, folder: Folder) {
+  const contents = Uint8Array.from({ length: 4096 }, (_, i) => i >> 4);
+  const storage = UringFileStorage.open(folder.file("disk", contents), { engine });
+  const memory = Mapping.anonymous(4096);
+  return {
+    read: (offset: number) => engine.call(OP.READ, storage.descriptor, memory.address + offset, 16, offset),
+    [Symbol.dispose]() {
+      storage.close();
+      memory.unmap();
+    },
+  };
+}
+
 test("what is asked for in one turn goes in one system call", {}, async (engine, folder) => {
-  const storage = UringFileStorage.open(folder.file("disk", new Uint8Array(1 << 16)), { engine });
-  const list = SegmentList.over(new Uint8Array(512));
-  await storage.read(0, list);
+  using file = reader(engine, folder);
+  await file.read(0);
   const before = engine.ring.enters;
-  await Promise.all(Array.from({ length: 64 }, (_, i) => storage.read(i * 512, list)));
+  assertEquals(await Promise.all(Array.from({ length: 64 }, (_, i) => file.read(i * 16))), Array(64).fill(16));
   assertEquals(engine.ring.enters - before, 1);
   // Continuations, each of which asks for more, come together too.
   const chain = async () => {
-    for (let i = 0; i < 10; i++) await storage.read(i * 512, list);
+    for (let i = 0; i < 10; i++) await file.read(i * 16);
   };
   const between = engine.ring.enters;
   await Promise.all(Array.from({ length: 32 }, chain));
   const enters = engine.ring.enters - between;
   assert(enters <= 20, `${enters} system calls for ten rounds`);
-  storage.close();
 });
 
 test("timers get a turn though operations follow each other without end", {}, async (engine, folder) => {
-  const storage = UringFileStorage.open(folder.file("disk", new Uint8Array(512)), { engine });
-  const list = SegmentList.over(new Uint8Array(512));
+  using file = reader(engine, folder);
   let isOver = false;
   const timer = setTimeout(() => isOver = true, 1);
   const deadline = performance.now() + 5000;
-  while (!isOver && performance.now() < deadline) await storage.read(0, list);
+  while (!isOver && performance.now() < deadline) await file.read(0);
   clearTimeout(timer);
   assert(isOver, "the timer never ran");
-  storage.close();
+});
+
+test("no more than one turn in fifty milliseconds waits for a timer", {}, async (engine, folder) => {
+  using file = reader(engine, folder);
+  const { setTimeout } = globalThis;
+  let timers = 0;
+  globalThis.setTimeout = ((...args: Parameters<typeof setTimeout>) => {
+    timers++;
+    return setTimeout(...args);
+  }) as typeof setTimeout;
+  const start = performance.now();
+  try {
+    while (performance.now() - start < 300) await file.read(0);
+  } finally {
+    globalThis.setTimeout = setTimeout;
+  }
+  const most = (performance.now() - start) / 50 + 1;
+  assert(timers <= most, `${timers} timers, and ${most} would do`);
 });
 
 test(
   "a thread that owns the ring runs promises in between, without Deno's event loop",
   OWNED,
   async (engine, folder) => {
-    const storage = UringFileStorage.open(folder.file("disk", new Uint8Array(100).fill(8)), { engine });
-    const bytes = new Uint8Array(100);
+    using file = reader(engine, folder);
     let isOver = false;
+    const found: number[] = [];
     const work = (async () => {
-      for (let i = 0; i < 50; i++) await storage.read(i, SegmentList.over(bytes.subarray(i)));
+      for (let i = 0; i < 50; i++) found.push(await file.read(i * 16));
       isOver = true;
     })();
     let timers = 0;
@@ -149,8 +181,7 @@ test(
     assertEquals(timers, 0);
     clearTimeout(timer);
     await work;
-    assertEquals(bytes.every((byte) => byte === 8), true);
-    storage.close();
+    assertEquals(found, Array(50).fill(16));
   },
 );
 

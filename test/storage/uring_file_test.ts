@@ -6,8 +6,9 @@ import { MemoryRegion } from "../../src/memory/region.ts";
 import { SegmentList } from "../../src/memory/segment_list.ts";
 import { BlockError } from "../../src/storage/block_error.ts";
 import { DenoFileStorage } from "../../src/storage/deno_file.ts";
+import { MOST_IOVECS } from "../../src/storage/uring_iovecs.ts";
 import { failure } from "../../src/storage/uring_transfer.ts";
-import { MOST_IOVECS, UringEngine } from "../../src/storage/uring_engine.ts";
+import { UringEngine } from "../../src/storage/uring_engine.ts";
 import { UringFileStorage } from "../../src/storage/uring_file.ts";
 import { forSeedsAsync } from "../random.ts";
 import { failureOf, firstDifference, Folder, randomBytes, readBytes, requiresMount, SmallDisk } from "./support.ts";
@@ -142,6 +143,17 @@ test("past the page cache, a list that is aligned is moved as it is, and one tha
   assertEquals(Deno.statSync(path).size, 1 << 20);
 });
 
+test("past the page cache, what lies between the old end of a file and a write behind it is zeros", async (folder) => {
+  const storage = UringFileStorage.open(folder.file("disk", new Uint8Array(10)), { direct: true });
+  await storage.write(0, SegmentList.over(new Uint8Array(3000).fill(0xaa)));
+  await storage.truncate(10);
+  await storage.write(2001, SegmentList.over(Uint8Array.of(1)));
+  const expected = new Uint8Array(2002).fill(0xaa, 0, 10);
+  expected[2001] = 1;
+  assertEquals(await readBytes(storage, 0, 2002), expected);
+  storage.close();
+});
+
 test("a request of megabytes goes through buffers in pieces", async (folder) => {
   const storage = UringFileStorage.open(folder.file("disk", new Uint8Array(0)), { direct: true });
   const data = new Uint8Array((3 << 20) + 12_345);
@@ -167,6 +179,15 @@ test("holes are punched, and a zero that keeps its space keeps it", async (folde
   assertEquals(storage.sizeBytes, (1 << 20) + 90);
   await storage.zero((1 << 20) + 50, 100);
   assertEquals(storage.sizeBytes, (1 << 20) + 150);
+  storage.close();
+});
+
+test("a write that comes after a change of size is not cut by it", async (folder) => {
+  const path = folder.file("disk", new Uint8Array(100));
+  const storage = UringFileStorage.open(path);
+  const write = () => storage.write(1000, SegmentList.over(Uint8Array.of(9)));
+  await Promise.all([storage.zero(0, 10), storage.truncate(50), write()]);
+  assertEquals([storage.sizeBytes, Deno.statSync(path).size], [1001, 1001]);
   storage.close();
 });
 

@@ -36,7 +36,9 @@ export interface Answer {
 
 const NOTHING: Answer = { message: null, fds: [], fatal: null };
 
-const NAMES: ReadonlyMap<number, RequestName> = new Map(Object.entries(REQUEST).map(([name, id]) => [id, name as RequestName]));
+const NAMES: ReadonlyMap<number, RequestName> = new Map(
+  Object.entries(REQUEST).map(([name, id]) => [id, name as RequestName]),
+);
 
 /** Name of a request, for people. */
 export function requestName(request: number): string {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { featureNames, hasFeature } from "../../virtio/features.ts";
+import { featureNames } from "../../virtio/features.ts";
 import { checkAcceptedFeatures } from "../../virtio/negotiation.ts";
 import { VIRTIO_CONFIG_S_NEEDS_RESET } from "../../virtio/status_layout.ts";
 import type { Violation } from "../../virtio/violation.ts";
@@ -20,7 +20,6 @@ import {
   type ConfigAccess,
   encodeU64,
   PROTOCOL_F,
-  VHOST_USER_F_PROTOCOL_FEATURES,
 } from "./vhost_user_layout.ts";
 
 const PROTOCOL_FEATURE_NAMES = Object.fromEntries(Object.entries(PROTOCOL_F).map(([name, bit]) => [bit, name]));
@@ -40,7 +39,7 @@ export function setFeatures(session: Session, { view }: Message): Outcome {
   }
   session.accept(features);
   // "Ring states": a front-end that knows no protocol features has no message to enable a ring.
-  if (hasFeature(features, VHOST_USER_F_PROTOCOL_FEATURES)) return null;
+  if (session.extended) return null;
   return session.rings.reduce<Violation | null>((first, ring) => first ?? ring.setEnabled(true), null);
 }
 

@@ -6,7 +6,6 @@
  * @module
  */
 
-import { hasFeature } from "../../virtio/features.ts";
 import type { Violation } from "../../virtio/violation.ts";
 import * as Memory from "./handle_memory.ts";
 import * as Setup from "./handle_setup.ts";
@@ -23,7 +22,6 @@ import {
   type ProtocolFeature,
   REGION_BYTES,
   type RequestName,
-  VHOST_USER_F_PROTOCOL_FEATURES,
 } from "./vhost_user_layout.ts";
 
 /** A message whose payload and descriptors have the right sizes. */
@@ -105,10 +103,7 @@ export const MAX_FDS_PER_MESSAGE = MAX_REGIONS_PER_MESSAGE;
 
 const atRest = (session: Session) => session.anyRunning ? "rings are running" : null;
 const featuresSet = (session: Session) => session.features === null ? "SET_FEATURES did not come" : null;
-const extended = (session: Session) =>
-  hasFeature(session.features ?? 0n, VHOST_USER_F_PROTOCOL_FEATURES)
-    ? null
-    : "VHOST_USER_F_PROTOCOL_FEATURES is not negotiated";
+const extended = (session: Session) => session.extended ? null : "VHOST_USER_F_PROTOCOL_FEATURES is not negotiated";
 
 /** What vblk does. */
 export const MESSAGES: Readonly<Partial<Record<RequestName, MessageRow>>> = {

@@ -5,6 +5,8 @@
  * @module
  */
 
+import type { GuestMemory } from "../../memory/guest_memory.ts";
+import { hasFeature, VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_INDIRECT_DESC } from "../../virtio/features.ts";
 import type { Violation } from "../../virtio/violation.ts";
 import { PVIRTQ_DESC_FLAGS, PVIRTQ_DESC_SIZE } from "../../virtio/virtqueue/packed_layout.ts";
 import { PackedVirtqueue } from "../../virtio/virtqueue/packed_virtqueue.ts";
@@ -14,12 +16,30 @@ import type { Virtqueue, VirtqueueConfig, VirtqueueRecord } from "../../virtio/v
 import type { QueueRegion } from "./inflight_layout.ts";
 import { PackedInflight, recoverPacked } from "./inflight_packed.ts";
 import { recoverSplit, SplitInflight } from "./inflight_split.ts";
+import type { RingAddresses } from "./ring_place.ts";
 import { vhostUserViolation } from "./rules.ts";
 
 /** A queue, and what keeps the record of its buffers in flight. */
 export interface OpenedQueue {
   readonly queue: Virtqueue;
   readonly record: VirtqueueRecord | null;
+}
+
+/** What was said and negotiated about a ring that lies at `located`. */
+export function queueConfig(
+  memory: GuestMemory,
+  size: number,
+  located: RingAddresses,
+  features: bigint,
+): VirtqueueConfig {
+  return {
+    memory,
+    size,
+    ...located,
+    eventIdx: hasFeature(features, VIRTIO_F_EVENT_IDX),
+    indirect: hasFeature(features, VIRTIO_F_INDIRECT_DESC),
+    inOrder: hasFeature(features, VIRTIO_F_IN_ORDER),
+  };
 }
 
 /**

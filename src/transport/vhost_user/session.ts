@@ -30,7 +30,8 @@ import {
   VHOST_USER_F_PROTOCOL_FEATURES,
   VRING_INDEX_MASK,
 } from "./vhost_user_layout.ts";
-import { Vring, type VringContext } from "./vring.ts";
+import { Vring } from "./vring.ts";
+import type { VringContext } from "./vring_context.ts";
 
 /**
  * Features of a device that this transport has no message for: an eventfd carries no data, and one queue alone cannot
@@ -80,6 +81,8 @@ export class Session implements VringContext {
   /** What SET_FEATURES said last; `null` before. */
   features: bigint | null = null;
   deviceFeatures: bigint | null = null;
+  /** VHOST_USER_F_PROTOCOL_FEATURES was negotiated. No feature of the device, so no reset takes it away. */
+  extended = false;
   protocolFeatures = 0n;
   /** The device status, as far as the front-end says; 0 without the STATUS feature. */
   status = 0;
@@ -126,6 +129,7 @@ export class Session implements VringContext {
   accept(features: bigint): void {
     const fresh = this.changesDevice(features);
     this.features = features;
+    this.extended = hasFeature(features, VHOST_USER_F_PROTOCOL_FEATURES);
     // A front-end says the same again when it only wants to start or stop the log, and each time a guest boots. For the
     // device that would be a new driver.
     if (fresh) {

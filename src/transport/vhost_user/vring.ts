@@ -11,41 +11,16 @@
  */
 
 import type { Violation } from "../../virtio/violation.ts";
-import type { Device } from "../../virtio/device.ts";
-import {
-  hasFeature,
-  VIRTIO_F_EVENT_IDX,
-  VIRTIO_F_IN_ORDER,
-  VIRTIO_F_INDIRECT_DESC,
-  VIRTIO_F_RING_PACKED,
-} from "../../virtio/features.ts";
-import type { Virtqueue, VirtqueueConfig } from "../../virtio/virtqueue/virtqueue.ts";
+import { hasFeature, VIRTIO_F_RING_PACKED } from "../../virtio/features.ts";
+import type { Virtqueue } from "../../virtio/virtqueue/virtqueue.ts";
 import { BothRecords, type DirtyLog, DirtyRecord, type LoggedRange } from "./dirty_log.ts";
 import type { QueueRegion } from "./inflight_layout.ts";
-import type { MemoryTable } from "./memory_table.ts";
-import { openQueue } from "./open_queue.ts";
+import { openQueue, queueConfig } from "./open_queue.ts";
 import { locateRing, logEnd, loggedRanges, type RingAddresses } from "./ring_place.ts";
 import { vhostUserViolation } from "./rules.ts";
-import { after, type Closable, type Completion, type Notifier, type VhostUserHost } from "./seams.ts";
+import { after, type Closable, type Completion, type Notifier } from "./seams.ts";
 import type { VringAddress } from "./vhost_user_layout.ts";
-
-/** What a ring needs to know of its session. */
-export interface VringContext {
-  readonly device: Device;
-  readonly host: VhostUserHost;
-  readonly table: MemoryTable;
-  /** The device's features as they were negotiated; `null` before. */
-  readonly deviceFeatures: bigint | null;
-  /** Where pages are logged, while the front-end wants it. */
-  readonly activeLog: DirtyLog | null;
-  readonly logNotifier: Notifier | null;
-  /** Where the buffers in flight of a ring are kept; `null` without such an area, or why the ring has no place in it. */
-  inflightRegion(index: number, size: number): QueueRegion | null | Violation;
-  /** A ring could not be started, outside of any message. */
-  refused(violation: Violation): void;
-  /** A ring was started. */
-  started(index: number, queue: Virtqueue, config: VirtqueueConfig): void;
-}
+import type { VringContext } from "./vring_context.ts";
 
 /** A ring. */
 export class Vring {
@@ -280,14 +255,7 @@ export class Vring {
     if ("rule" in located) return located;
     const region = this.#context.inflightRegion(this.#index, this.#size);
     if (region !== null && "rule" in region) return region;
-    const config: VirtqueueConfig = {
-      memory: table.memory,
-      size: this.#size,
-      ...located,
-      eventIdx: hasFeature(features, VIRTIO_F_EVENT_IDX),
-      indirect: hasFeature(features, VIRTIO_F_INDIRECT_DESC),
-      inOrder: hasFeature(features, VIRTIO_F_IN_ORDER),
-    };
+    const config = queueConfig(table.memory, this.#size, located, features);
     const opened = openQueue(config, this.#packed, this.#base, region);
     if ("rule" in opened) return opened;
     this.#queue = opened.queue;

@@ -11,8 +11,8 @@ import type { VhostUserHost } from "../../../src/transport/vhost_user/seams.ts";
 /** A file in memory. */
 export class FakeFile {
   readonly bytes: Uint8Array<ArrayBuffer>;
-  constructor(sizeBytes: number) {
-    this.bytes = new Uint8Array(sizeBytes);
+  constructor(from: number | Uint8Array) {
+    this.bytes = typeof from === "number" ? new Uint8Array(from) : from.slice();
   }
 }
 

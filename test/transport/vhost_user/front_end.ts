@@ -205,8 +205,12 @@ export interface GuestOptions {
   readonly queues?: number;
   readonly eventIdx?: boolean;
   readonly indirect?: boolean;
+  /** `RAM_BYTES` of memory; by default a file of its own. */
+  readonly ram?: FakeFile;
 }
 
+/** Not a multiple of 8, on purpose. */
+export const RAM_BYTES = (1 << 17) + 4;
 export const GUEST_BASE = 0x4000_0000;
 export const USER_BASE = 0x7f12_3456_7000;
 
@@ -214,8 +218,7 @@ export const USER_BASE = 0x7f12_3456_7000;
 export class TestGuest {
   readonly layout: Layout;
   readonly size: number;
-  /** Not a multiple of 8, on purpose. */
-  readonly ram: FakeFile = new FakeFile((1 << 20) + 4);
+  readonly ram: FakeFile;
   readonly queues: DriverQueue[];
   readonly kicks: FakeEvent[];
   readonly calls: FakeEvent[];
@@ -229,6 +232,7 @@ export class TestGuest {
     const { layout = "split", size = 16, queues = 1, eventIdx = false, indirect = false } = options;
     this.layout = layout;
     this.size = size;
+    this.ram = options.ram ?? new FakeFile(RAM_BYTES);
     this.#allocator = new GuestAllocator(new MemoryRegion(GUEST_BASE, this.ram.bytes));
     const make = () => {
       const Driver = layout === "split" ? SplitDriverQueue : PackedDriverQueue;

@@ -41,7 +41,7 @@ function samples(guest: TestGuest): Record<string, Sample> {
     SET_OWNER: { payload: NONE },
     RESET_OWNER: { payload: NONE },
     SET_MEM_TABLE: { payload: regionTable(added), fds: file(4096) },
-    SET_LOG_BASE: { payload: u64s(8192, 4096), fds: file(12288), reply: u64(0) },
+    SET_LOG_BASE: { payload: u64s(0x8005, 4096), fds: file(0x9005), reply: u64(0) },
     SET_LOG_FD: { payload: NONE, fds: event },
     SET_VRING_NUM: { payload: vringState(0, 16) },
     SET_VRING_ADDR: { payload: vringAddress(0, guest.userAddresses(0)) },

@@ -188,6 +188,40 @@ function headerAt(guest: TestGuest): number {
   return 0x4000_0000;
 }
 
+Deno.test("drain() returns what is in flight, for every queue, and starts nothing more; the rest is for the next back-end", async () => {
+  const rig = new Rig({ queues: 2 });
+  const gate = new Gate();
+  const front = rig.connect();
+  const guest = new TestGuest({ queues: 2 });
+  guest.start(front, ALL);
+  rig.storage.hook = gate.hook;
+  for (const queue of [0, 1]) {
+    guest.add("read", queue, 512, queue);
+    guest.kicks[queue].kick();
+  }
+  await turn();
+  let drained = false;
+  const done = Promise.resolve(rig.backEnd.drain()).then(() => drained = true);
+  guest.add("read", 5, 512);
+  guest.kicks[0].kick();
+  await turn();
+  assertEquals([drained, gate.held.length], [false, 2]);
+  gate.open();
+  await done;
+  assertEquals([0, 1].map((queue) => guest.collect(queue).length), [1, 1]);
+  await turn();
+  assertEquals(gate.held.length, 0);
+  front.connection.stop();
+  assertEquals(await front.connection.closed, { kind: "stopped" });
+  assert(rig.host.clean);
+  const next = new Rig({ queues: 2 });
+  const again = next.connect();
+  guest.negotiate(again, ALL);
+  guest.shareMemory(again);
+  guest.startRing(again, 0, 1);
+  assertEquals(guest.collect().map(({ token }) => token), [2]);
+});
+
 Deno.test("SET_MEM_TABLE under running rings moves them to the new mapping, with what was in flight returned first", async () => {
   const rig = new Rig();
   const gate = new Gate();

@@ -35,6 +35,11 @@ export class Rig {
     this.backEnd = new VhostUserBackEnd(this.device, this.host, { refused });
   }
 
+  /** Just the device, for somebody else to drive. */
+  static deviceAlone(): BlkDevice {
+    return new BlkDevice(new RawImage(filledDisk()), { packed: true });
+  }
+
   connect(): FrontEnd {
     return new FrontEnd(this.backEnd, this.host);
   }

@@ -9,6 +9,7 @@ import {
   type FrontEnd,
   inflight,
   oneRegion,
+  RAM_BYTES,
   region,
   regionTable,
   type SendOptions,
@@ -21,6 +22,8 @@ import {
   vringState,
 } from "./front_end.ts";
 import { ALL, Rig } from "./rig.ts";
+
+type HostOperation = Parameters<Rig["host"]["failing"]["add"]>[0];
 
 function ready(device: ConstructorParameters<typeof Rig>[0] = { queues: 2 }) {
   const rig = new Rig(device);
@@ -49,8 +52,6 @@ function refuse(
   assertEquals(rig.host.problems, []);
 }
 
-const MEG = 0x10_0000;
-
 Deno.test("regions that are empty, wrap, overlap, or do not lie in their file are refused; the others stay", () => {
   const wrong: [string, TestRegion, number][] = [
     ["memory-region", { guest: 0, size: 0, user: 0 }, 4096],
@@ -61,7 +62,7 @@ Deno.test("regions that are empty, wrap, overlap, or do not lie in their file ar
     ["memory-region", { guest: 0, size: 4095, user: 0, offset: 1 }, 4096],
     ["memory-map", { guest: 0, size: 4097, user: 0 }, 4096],
     ["memory-map", { guest: 0, size: 4096, user: 0, offset: 2 }, 4096],
-    ["memory-overlap", { guest: 0x4000_0000 + MEG, size: 4096, user: 0 }, 4096],
+    ["memory-overlap", { guest: 0x4000_0000 + RAM_BYTES - 4, size: 4096, user: 0 }, 4096],
     ["memory-overlap", { guest: 0x4000_0000 - 4095, size: 4096, user: 0 }, 4096],
     ["memory-overlap", { guest: 0, size: 4096, user: USER_BASE - 4095 }, 4096],
     ["memory-overlap", { guest: 0, size: 4096, user: USER_BASE + 8 }, 4096],
@@ -285,17 +286,17 @@ Deno.test("RESET_DEVICE and SET_STATUS 0 stop the rings and keep the memory; RES
 Deno.test("the log must be in its file and cover the memory; the area for buffers in flight must be large enough", () => {
   const made = ready();
   const log = new FakeFile(65536);
-  refuse2(made, "log-map", "SET_LOG_BASE", u64s(0, 0), log);
-  refuse2(ready(), "log-map", "SET_LOG_BASE", u64s(65536, 1), log);
-  refuse2(ready(), "log-map", "SET_LOG_BASE", u64s(2n ** 64n - 1n, 1), log);
-  // The memory ends at 0x40100004: 8193 bytes of log cover it.
-  refuse2(ready(), "log-range", "SET_LOG_BASE", u64s(0x2008 * 4, 0), log);
+  refuseAndEnd(made, "log-map", "SET_LOG_BASE", u64s(0, 0), log);
+  refuseAndEnd(ready(), "log-map", "SET_LOG_BASE", u64s(65536, 1), log);
+  refuseAndEnd(ready(), "log-map", "SET_LOG_BASE", u64s(2n ** 64n - 1n, 1), log);
+  // The memory ends at 0x40020004: 0x8005 bytes of log cover it.
+  refuseAndEnd(ready(), "log-range", "SET_LOG_BASE", u64s(0x8004, 0), log);
   const fresh = ready();
-  assertEquals(fresh.front.ask("SET_LOG_BASE", u64s(0x8021, 0), { fds: [fresh.rig.host.give(log)] }).payload, u64(0));
+  assertEquals(fresh.front.ask("SET_LOG_BASE", u64s(0x8005, 0), { fds: [fresh.rig.host.give(log)] }).payload, u64(0));
   fresh.front.good("SET_FEATURES", u64(fresh.guest.features | 1n << 26n));
   const at = fresh.guest.userAddresses(0);
   refuse(fresh, "log-range", "SET_VRING_ADDR", vringAddress(0, at, 1, 2n ** 63n));
-  refuse(fresh, "log-range", "SET_VRING_ADDR", vringAddress(0, at, 1, 0x8021 * 8 * 4096));
+  refuse(fresh, "log-range", "SET_VRING_ADDR", vringAddress(0, at, 1, 0x8005 * 8 * 4096));
   for (const [queues, size] of [[0, 16], [3, 16], [1, 0], [1, 32769]]) {
     refuse(fresh, "inflight-range", "SET_INFLIGHT_FD", inflight(1 << 20, 0, queues, size), [new FakeFile(1 << 20)]);
   }
@@ -311,14 +312,20 @@ Deno.test("the log must be in its file and cover the memory; the area for buffer
 });
 
 /** For a message whose refusal ends the connection. */
-function refuse2(made: ReturnType<typeof ready>, rule: string, name: RequestName, payload: Uint8Array, file: FakeFile) {
+function refuseAndEnd(
+  made: ReturnType<typeof ready>,
+  rule: string,
+  name: RequestName,
+  payload: Uint8Array,
+  file: FakeFile,
+) {
   made.front.send(name, payload, { fds: [made.rig.host.give(file)], needReply: true });
   assertEquals(made.rig.rules(), [rule]);
   assertEquals(made.front.connection.endReason?.kind, "refused");
 }
 
 Deno.test("what the machine cannot do is refused, with its reason", () => {
-  const attempts: [Parameters<FakeHostFailing["add"]>[0], RequestName, Uint8Array][] = [
+  const attempts: [HostOperation, RequestName, Uint8Array][] = [
     ["map", "ADD_MEM_REG", oneRegion({ guest: 0, size: 4096, user: 0 })],
     ["notifier", "SET_VRING_CALL", u64(0)],
     ["notifier", "SET_VRING_ERR", u64(0)],
@@ -336,8 +343,6 @@ Deno.test("what the machine cannot do is refused, with its reason", () => {
   made.front.send("GET_INFLIGHT_FD", inflight(0, 0, 1, 16));
   assertEquals(made.front.connection.endReason?.kind, "refused");
 });
-
-type FakeHostFailing = Rig["host"]["failing"];
 
 Deno.test("a header that is wrong ends the connection before its payload is waited for", () => {
   const wrong: [string, SendOptions][] = [
