@@ -66,4 +66,9 @@ export * from "./virtio/virtqueue/chain.ts";
 export { PackedVirtqueue } from "./virtio/virtqueue/packed_virtqueue.ts";
 export { SplitVirtqueue } from "./virtio/virtqueue/split_virtqueue.ts";
 export { VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE } from "./virtio/virtqueue/split_layout.ts";
-export { Virtqueue, type VirtqueueConfig, type VirtqueueCounters } from "./virtio/virtqueue/virtqueue.ts";
+export {
+  Virtqueue,
+  type VirtqueueConfig,
+  type VirtqueueCounters,
+  type VirtqueueRecord,
+} from "./virtio/virtqueue/virtqueue.ts";

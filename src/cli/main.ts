@@ -32,6 +32,12 @@ const ROWS: readonly Row[] = [
     load: () => import("./attach.ts"),
   },
   {
+    name: "serve",
+    args: "[OPTIONS] IMAGE",
+    summary: "the device for a virtual machine, over a vhost-user socket",
+    load: () => import("./serve.ts"),
+  },
+  {
     name: "create",
     args: "[OPTIONS] FILE [SIZE]",
     summary: "makes a raw or qcow2 image",

@@ -70,7 +70,7 @@ export class UnixConnection implements Disposable {
     for (let done = 0; done < into.byteLength;) {
       const left = timeoutMs < 0 ? -1 : Math.max(0, Math.ceil(deadline - performance.now()));
       if (poll(this.descriptor, POLL.IN, left) === 0) return this.#late(done);
-      const count = this.#receiveSome(into.subarray(done), descriptors);
+      const count = this.receiveSome(into.subarray(done), descriptors);
       if (count === 0 && done === 0) return "end";
       if (count === 0) throw new ConnectionBroken("the other side closed the connection in the middle of a message");
       done += Math.max(0, count);
@@ -118,8 +118,13 @@ export class UnixConnection implements Disposable {
     throw new ConnectionBroken("the other side stopped in the middle of a message");
   }
 
-  /** Returns how many bytes came; -1 when there were none after all. */
-  #receiveSome(into: Uint8Array<ArrayBuffer>, descriptors: DescriptorList): number {
+  /**
+   * Takes what is there, without waiting.
+   *
+   * @returns how many bytes came; 0 when the other side has closed, -1 when there were none yet
+   * @throws ConnectionBroken for too many descriptors; HostError
+   */
+  receiveSome(into: Uint8Array<ArrayBuffer>, descriptors: DescriptorList): number {
     this.#message.prepareToReceive(into);
     const count = libc().recvmsg(this.descriptor, this.#message.pointer, MSG.CMSG_CLOEXEC | MSG.DONTWAIT);
     if (count < 0) {

@@ -38,6 +38,8 @@ export interface OpenOptions {
   noBacking?: boolean;
   /** Which of the images behind this one is opened for writing too, counted from 1. Default: none. */
   writableBacking?: number;
+  /** Opens a file by its path; must say its `identity`. Default: `DenoFileStorage.open`. */
+  openFile?: (path: string, files: { readOnly: boolean; share: boolean }) => Storage;
 }
 
 /**
@@ -149,6 +151,10 @@ function chainLength(image: Image): number {
   return backing === null ? 1 : 1 + chainLength(backing);
 }
 
+function openFile(path: string, files: { readOnly: boolean; share: boolean }, { openFile }: OpenOptions): Storage {
+  return openFile === undefined ? DenoFileStorage.open(path, files) : openFile(path, files);
+}
+
 type Overlaid = (open: (files: { readOnly: boolean; share: boolean }) => Storage) => Storage;
 
 /** Opens storages as the options say: for a snapshot for reading only, below one that takes the writes. */
@@ -167,7 +173,7 @@ async function openPath(
   above: readonly Layer[],
   node?: NodeOptions,
 ): Promise<Image> {
-  const storage = overlaidBy(options)((files) => DenoFileStorage.open(path, files));
+  const storage = overlaidBy(options)((files) => openFile(path, files, options));
   return await openTop({ storage, format: options.format, node }, path, options, above);
 }
 
@@ -217,7 +223,13 @@ async function openQcow2(
   const layers = [...above, { path, identity, recorded: format !== undefined || isNamed }];
   const l2CacheBytes = choices?.l2CacheBytes ?? options.l2CacheBytes;
   const { noBacking = false, writableBacking } = options;
-  const below = { readOnly: layers.length !== writableBacking, share, l2CacheBytes, writableBacking };
+  const below = {
+    readOnly: layers.length !== writableBacking,
+    share,
+    l2CacheBytes,
+    writableBacking,
+    openFile: options.openFile,
+  };
   const overlaid = overlaidBy(options);
   const nothing = () => Promise.resolve(new RawImage(new MemoryStorage(0)));
   const named = node === undefined ? null : await namedFiles(node, layers, below, overlaid);
@@ -229,7 +241,7 @@ async function openQcow2(
     openBacking: noBacking ? nothing : named?.openBacking ??
       chain.backingOpener(layers, (path, format) => openPath(path, { ...below, format }, layers)),
     openDataFile: named?.openDataFile ??
-      chain.dataFileOpener(layers, (path) => overlaid((files) => DenoFileStorage.open(path, files))),
+      chain.dataFileOpener(layers, (path) => overlaid((files) => openFile(path, files, options))),
   });
   if (named !== null) await checkUsed(named, image);
   return image;

@@ -20,7 +20,11 @@ export interface Closable {
 
 /** A file descriptor that is written to tell the front-end something: a call, err or log descriptor. */
 export interface Notifier extends Closable {
-  /** Tells it. Fails silently: a front-end that breaks its own descriptor harms only itself. */
+  /**
+   * Tells it: maybe a little later, with others, but before any message that is sent afterwards. After the reply to
+   * GET_VRING_BASE a call would come too late, or never. Fails silently: a front-end that breaks its own descriptor harms
+   * only itself.
+   */
   signal(): void;
 }
 

@@ -121,6 +121,7 @@ export class PackedVirtqueue extends Virtqueue {
     return true;
   }
 
+  /** Both slots and wrap counters, in the form of vhost-user. */
   override get position(): number {
     const avail = this.#availSlot | (this.#availWrap ? 0x8000 : 0);
     const used = this.#usedSlot | (this.#usedWrap ? 0x8000 : 0);

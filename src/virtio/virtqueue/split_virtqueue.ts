@@ -130,6 +130,7 @@ export class SplitVirtqueue extends Virtqueue {
     return this.take(chain);
   }
 
+  /** Index of the next buffer to take. */
   override get position(): number {
     return this.#nextAvail;
   }

@@ -1,0 +1,119 @@
+/**
+ * A vhost-user socket: front-ends come, one after the other, and their bytes and descriptors go to the back-end.
+ *
+ * @module
+ */
+
+import { DescriptorList } from "../host/socket_message.ts";
+import type { UnixConnection } from "../host/unix_connection.ts";
+import type { UnixServer } from "../host/unix_socket.ts";
+import type { VhostUserBackEnd } from "../transport/vhost_user/back_end.ts";
+import type { EndReason, VhostUserConnection } from "../transport/vhost_user/connection.ts";
+import type { VhostUserHost } from "../transport/vhost_user/seams.ts";
+import type { Watch, Watches } from "./watches.ts";
+
+/** A front-end that does not take its replies for so long is given up. */
+const SEND_TIMEOUT_MS = 1000;
+
+/** Whom a server tells. */
+export interface ServerEvents {
+  connected(): void;
+  /** Nothing of the connection is left. */
+  ended(reason: EndReason): void;
+}
+
+/** The socket. */
+export class VhostUserServer {
+  readonly #listener: UnixServer;
+  readonly #backEnd: VhostUserBackEnd;
+  readonly #host: VhostUserHost;
+  readonly #watches: Watches;
+  readonly #events: ServerEvents;
+  readonly #watch: Watch;
+  #stopping = false;
+
+  /** Takes the listener over. */
+  constructor(
+    listener: UnixServer,
+    backEnd: VhostUserBackEnd,
+    host: VhostUserHost,
+    watches: Watches,
+    events: ServerEvents,
+  ) {
+    this.#listener = listener;
+    this.#backEnd = backEnd;
+    this.#host = host;
+    this.#watches = watches;
+    this.#events = events;
+    this.#watch = watches.add(listener.descriptor, () => this.#accept());
+  }
+
+  /** Whether a message is being carried out that waits for something. */
+  get busy(): boolean {
+    const connection = this.#backEnd.connection;
+    return connection !== null && (connection.endReason !== null || connection.wantedBytes === 0);
+  }
+
+  /** Takes no new front-end, and lets go of the one there is, when what is in flight has ended. */
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    const connection = this.#backEnd.connection;
+    connection?.stop();
+    await connection?.closed;
+    this.#watch.close();
+    this.#listener.close();
+  }
+
+  #accept(): void {
+    // The next one waits in the socket's queue.
+    if (this.#stopping || this.#backEnd.connection !== null) return;
+    const socket = this.#listener.accept(0);
+    if (socket === null) return;
+    const connection = this.#backEnd.open((message, fds) => this.#send(socket, connection, message, fds));
+    const watch = this.#watches.add(socket.descriptor, () => this.#read(socket, connection));
+    connection.onReady = () => this.#read(socket, connection);
+    this.#events.connected();
+    const end = (reason: EndReason) => {
+      watch.close();
+      socket.close();
+      this.#events.ended(reason);
+      this.#accept();
+    };
+    connection.closed.then(end);
+    this.#read(socket, connection);
+  }
+
+  #read(socket: UnixConnection, connection: VhostUserConnection): void {
+    using descriptors = new DescriptorList();
+    while (connection.wantedBytes > 0) {
+      const bytes = new Uint8Array(connection.wantedBytes);
+      let count: number;
+      try {
+        count = socket.receiveSome(bytes, descriptors);
+      } catch {
+        // Too many descriptors, or a socket that is gone: what came is closed.
+        return connection.disconnected();
+      }
+      if (count < 0) return;
+      if (count === 0) return connection.disconnected();
+      const fds: number[] = [];
+      for (let fd = descriptors.take(); fd !== null; fd = descriptors.take()) fds.push(fd);
+      connection.receive(bytes.subarray(0, count), fds);
+    }
+  }
+
+  #send(
+    socket: UnixConnection,
+    connection: VhostUserConnection,
+    message: Uint8Array,
+    fds: readonly number[],
+  ): void {
+    try {
+      socket.send(new Uint8Array(message), fds, SEND_TIMEOUT_MS);
+    } catch {
+      connection.disconnected();
+    } finally {
+      for (const fd of fds) this.#host.closeFd(fd);
+    }
+  }
+}
