@@ -16,7 +16,7 @@ import { UringEngine } from "../storage/uring_engine.ts";
 import { UringFileStorage } from "../storage/uring_file.ts";
 import { VhostUserBackEnd } from "../transport/vhost_user/back_end.ts";
 import type { EndReason } from "../transport/vhost_user/connection.ts";
-import { formatViolation } from "../virtio/violation.ts";
+import { formatVhostUserViolation } from "../transport/vhost_user/rules.ts";
 import { type ControlEnd, ControlReader, WISH } from "./control.ts";
 import { UringHost } from "./uring_host.ts";
 import { VhostUserServer } from "./vhost_user_server.ts";
@@ -98,7 +98,8 @@ async function serveImage(start: ThreadStart, engine: UringEngine, loop: Loop, i
   const device = new BlkDevice(image, start.device, { hostError });
   const watches = new Watches(engine);
   const host = new UringHost(engine, watches);
-  const refused = (violation: Parameters<typeof formatViolation>[0]) => tell(formatViolation(violation));
+  const refused = (violation: Parameters<typeof formatVhostUserViolation>[0]) =>
+    tell(formatVhostUserViolation(violation));
   const backEnd = new VhostUserBackEnd(device, host, { refused });
   const listener = start.socketPath === null ? UnixServer.adopt(start.passed) : UnixServer.listen(start.socketPath);
   if (listener === null) throw new Error("no socket was passed to this process (LISTEN_FDS)");
@@ -135,7 +136,7 @@ const REFUSED_HINT =
   "-numa node,memdev=mem";
 
 function endText(reason: EndReason & { kind: "refused" }): string {
-  return `the front-end was refused: ${formatViolation(reason.violation)}`;
+  return `the front-end was refused: ${formatVhostUserViolation(reason.violation)}`;
 }
 
 function statisticsText({ counters, inFlightCount }: BlkDevice): string {

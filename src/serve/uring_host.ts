@@ -42,6 +42,11 @@ export class UringHost implements VhostUserHost {
     for (const onKick of this.#polled) onKick();
   }
 
+  /** Makes the calls that are waiting for the next submission. */
+  flushNotifiers(): void {
+    this.#engine.ring.submit();
+  }
+
   closeFd(fd: number): void {
     close(fd);
   }

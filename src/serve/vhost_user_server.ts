@@ -9,7 +9,7 @@ import type { UnixConnection } from "../host/unix_connection.ts";
 import type { UnixServer } from "../host/unix_socket.ts";
 import type { VhostUserBackEnd } from "../transport/vhost_user/back_end.ts";
 import type { EndReason, VhostUserConnection } from "../transport/vhost_user/connection.ts";
-import type { VhostUserHost } from "../transport/vhost_user/seams.ts";
+import type { UringHost } from "./uring_host.ts";
 import type { Watch, Watches } from "./watches.ts";
 
 /** A front-end that does not take its replies for so long is given up. */
@@ -26,7 +26,7 @@ export interface ServerEvents {
 export class VhostUserServer {
   readonly #listener: UnixServer;
   readonly #backEnd: VhostUserBackEnd;
-  readonly #host: VhostUserHost;
+  readonly #host: UringHost;
   readonly #watches: Watches;
   readonly #events: ServerEvents;
   readonly #watch: Watch;
@@ -36,7 +36,7 @@ export class VhostUserServer {
   constructor(
     listener: UnixServer,
     backEnd: VhostUserBackEnd,
-    host: VhostUserHost,
+    host: UringHost,
     watches: Watches,
     events: ServerEvents,
   ) {
@@ -58,6 +58,8 @@ export class VhostUserServer {
   async stop(): Promise<void> {
     this.#stopping = true;
     const connection = this.#backEnd.connection;
+    // What is in flight goes back to the driver; what is still in the rings is for the next back-end.
+    await this.#backEnd.drain();
     connection?.stop();
     await connection?.closed;
     this.#watch.close();
@@ -109,6 +111,8 @@ export class VhostUserServer {
     fds: readonly number[],
   ): void {
     try {
+      // Calls that were made before this reply must not come after it.
+      this.#host.flushNotifiers();
       socket.send(new Uint8Array(message), fds, SEND_TIMEOUT_MS);
     } catch {
       connection.disconnected();

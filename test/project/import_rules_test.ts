@@ -33,6 +33,8 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
     "virtio/**",
     "memory/**",
   ],
+  // The daemon's thread: a device, its transport and an image put together on one io_uring.
+  serve: ["memory/**", "virtio/**", "blk/**", "image/**", "storage/**", "transport/**", "host/**"],
   cli: ["**"],
   trace: [],
   std: [],
