@@ -45,6 +45,8 @@ export class IoUring implements Disposable {
   readonly completionEntries: number;
   /** The setup flags that the kernel took. */
   readonly flags: number;
+  /** `IOSQE` bits of an operation whose success nobody wants to hear of; none before Linux 5.17. */
+  readonly silent: number;
   /** How many operations were submitted. */
   submitted = 0;
   /** How many times the kernel was entered. */
@@ -92,6 +94,8 @@ export class IoUring implements Disposable {
     this.#handle = this.descriptor;
     const word = (at: number) => params.getUint32(at, true);
     this.flags = word(abi.PARAMS.flags);
+    const canSkip = (word(abi.PARAMS.features) & abi.IORING_FEAT.CQE_SKIP) !== 0;
+    this.silent = canSkip ? IOSQE.CQE_SKIP_SUCCESS : 0;
     this.entries = word(abi.PARAMS.sqEntries);
     this.completionEntries = word(abi.PARAMS.cqEntries);
     const { sq, cq } = abi.PARAMS;

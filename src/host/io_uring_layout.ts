@@ -27,7 +27,7 @@ export const IORING_SETUP = {
 } as const;
 
 /** Properties of the kernel that io_uring_setup(2) reports. */
-export const IORING_FEAT = { SINGLE_MMAP: 1, NODROP: 2, SUBMIT_STABLE: 4, EXT_ARG: 1 << 8 } as const;
+export const IORING_FEAT = { SINGLE_MMAP: 1, NODROP: 2, SUBMIT_STABLE: 4, EXT_ARG: 1 << 8, CQE_SKIP: 1 << 11 } as const;
 
 /** Flags of io_uring_enter(2). */
 export const IORING_ENTER = { GETEVENTS: 1, EXT_ARG: 8, REGISTERED_RING: 16 } as const;
@@ -39,7 +39,7 @@ export const IORING_REGISTER = { FILES: 2, FILES_UPDATE: 6, RING_FDS: 20, UNREGI
 export const IORING_SQ = { CQ_OVERFLOW: 2, TASKRUN: 4 } as const;
 
 /** Flags of a submission entry. */
-export const IOSQE = { FIXED_FILE: 1, IO_DRAIN: 2, IO_LINK: 4, ASYNC: 16 } as const;
+export const IOSQE = { FIXED_FILE: 1, IO_DRAIN: 2, IO_LINK: 4, ASYNC: 16, CQE_SKIP_SUCCESS: 64 } as const;
 
 /** Flags of a completion entry. */
 export const IORING_CQE_F = { MORE: 2 } as const;

@@ -65,7 +65,10 @@ export class UringHost implements VhostUserHost {
     const address = addressOf(ONE.buffer);
     return {
       // Submitted with whatever else there is; a front-end that lets the counter fill up holds up nobody but itself.
-      signal: () => engine.submitAny(owner, 0, OP.WRITE, fd, address, 8, 0),
+      signal: () => {
+        const { ring } = engine;
+        while (!ring.prepare(owner, 0, OP.WRITE, fd, address, 8, 0, 0, 0, ring.silent)) engine.makeRoom();
+      },
       close: () => {
         engine.ring.submit();
         close(fd);
@@ -79,13 +82,13 @@ export class UringHost implements VhostUserHost {
       return { close: () => this.#polled.delete(onKick) };
     }
     const kicks = new EventFd(fd);
-    const watch = this.#watches.add(fd, () => {
-      kicks.drain();
-      onKick();
-    });
+    // Each kick wakes the watch, whatever the counter is; to empty it every time would take two system calls. It is
+    // emptied in the end: the front-end may take a kick that is left in it for a new one.
+    const watch = this.#watches.add(fd, onKick);
     return {
       close: () => {
         watch.close();
+        kicks.drain();
         kicks.close();
       },
     };
