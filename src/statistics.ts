@@ -122,22 +122,26 @@ export class Statistics {
   }
 }
 
-/** The printed form: an aligned table, then a line for the rings and one for the exits. */
-export function formatStatistics(report: StatisticsReport): string[] {
+/** An aligned table, a row for each kind of request. */
+export function kindLines(kinds: readonly KindReport[]): string[] {
   const rows = [["request", "count", "failed", "data", "mean us", "p50 us", "p99 us", "max us"]];
-  for (const { kind, requests, failed, bytes, latency } of report.kinds) {
+  for (const { kind, requests, failed, bytes, latency } of kinds) {
     const times = [latency.mean, latency.p50, latency.p99, latency.max].map((value) => value.toFixed(0));
     rows.push([kind, String(requests), String(failed), bytes > 0 ? formatSize(bytes) : "-", ...times]);
   }
   const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));
-  const lines = rows.map((row) =>
+  return rows.map((row) =>
     row.map((cell, i) => i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i])).join("  ")
   );
-  lines.push(
+}
+
+/** The printed form: an aligned table, then a line for the rings and one for the exits. */
+export function formatStatistics(report: StatisticsReport): string[] {
+  return [
+    ...kindLines(report.kinds),
     `rings: ${report.buffers} buffers in ${report.batches} batches (${report.meanBatch.toFixed(1)} each), ` +
-      `${report.calls} calls sent, ${report.callsSuppressed} suppressed`,
+    `${report.calls} calls sent, ${report.callsSuppressed} suppressed`,
     `exits: ${report.kicks} kicks, ${report.registerAccesses} register accesses in all, ${report.interrupts} interrupts: ` +
-      `${report.exitsPerRequest.toFixed(3)} exits per request`,
-  );
-  return lines;
+    `${report.exitsPerRequest.toFixed(3)} exits per request`,
+  ];
 }

@@ -72,6 +72,22 @@ export class BlkDevice implements Device {
     return this.#queues.reduce((sum, queue) => sum + queue.inFlightCount, 0);
   }
 
+  /**
+   * Looks at all queues, without being notified: from here on drivers are not asked to notify, until `endPolling`.
+   *
+   * @returns whether there was anything to do
+   */
+  poll(): boolean {
+    let found = false;
+    for (const queue of this.#queues) found = queue.poll() || found;
+    return found;
+  }
+
+  /** Looks once more, and leaves it to the drivers to notify. */
+  endPolling(): void {
+    for (const queue of this.#queues) queue.endPolling();
+  }
+
   /** Whether a write is on stable storage before it completes. */
   get writethrough(): boolean {
     return this.#context.writethrough;

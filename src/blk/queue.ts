@@ -5,15 +5,41 @@
  */
 
 import { after, BlockError, type Completion, type Extent } from "../image/image.ts";
-import type { TraceSink } from "../trace/events.ts";
+import type { SegmentList } from "../memory/segment_list.ts";
+import type { TraceSink, TraceViolation } from "../trace/events.ts";
 import type { Violation } from "../virtio/violation.ts";
 import { addCounters, newCounters, type Virtqueue, type VirtqueueCounters } from "../virtio/virtqueue/virtqueue.ts";
 import { statusName, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK } from "./blk_layout.ts";
 import { type BlkContext, execute } from "./execute.ts";
-import { BlkRequest } from "./request.ts";
+import { BlkRequest, type BlkRequestKind } from "./request.ts";
+
+/** A request, as far as one who counts needs it. The object is reused. */
+export interface ObservedRequest {
+  readonly kind: BlkRequestKind;
+  /** VIRTIO_BLK_S_*, when it has ended. */
+  readonly status: number;
+  /** The rule that the driver broke in it, if any. */
+  readonly violation: TraceViolation | null;
+  /** Device-readable data: what a write writes. */
+  readonly input: SegmentList;
+  /** Device-writable data: what a read reads. */
+  readonly output: SegmentList;
+  /** For the observer to keep the time in, in milliseconds. A trace does the same. */
+  startedAt: number;
+}
+
+/** Who counts requests. */
+export interface RequestObserver {
+  /** A chain was taken from the ring; nothing of it was read yet. */
+  started(request: ObservedRequest): void;
+  /** A request has ended, and `status` and `violation` say how: called once for each that was started. */
+  ended(request: ObservedRequest): void;
+}
 
 /** Who wants to know what the device does. */
 export interface BlkObservers {
+  /** Counts requests; must be there from the start. */
+  readonly requests?: RequestObserver;
   /** Takes every stage of every request. */
   trace?: TraceSink;
   /** Takes failures of the host, which the guest sees only as S_IOERR. */
@@ -40,6 +66,8 @@ export class BlkQueue {
   #inFlight = 0;
   #running = false;
   #runAgain = false;
+  /** Somebody looks at the ring all the time: the driver need not notify. */
+  #polled = false;
   /** How many callers want nothing to be started. */
   #pauses = 0;
   #publishScheduled = false;
@@ -101,6 +129,28 @@ export class BlkQueue {
     });
   }
 
+  /**
+   * Runs everything that is available, and leaves it to the caller to look again: the driver is not asked to notify
+   * until `endPolling`.
+   *
+   * @returns whether there was anything
+   */
+  poll(): boolean {
+    const queue = this.#queue;
+    if (queue === null) return false;
+    const before = queue.counters.popped;
+    this.#polled = true;
+    this.run();
+    return queue.counters.popped !== before;
+  }
+
+  /** From here on the driver has to notify. What became available before that was known to it is run. */
+  endPolling(): void {
+    if (!this.#polled) return;
+    this.#polled = false;
+    this.run();
+  }
+
   /** Runs everything that is available. */
   run(): void {
     // Completing a request can make the driver kick from within: note it, and let the outer call go on.
@@ -134,7 +184,7 @@ export class BlkQueue {
         this.#broken(queue, queue.violation);
         break;
       }
-    } while (queue.enableNotifications());
+    } while (!this.#polled && queue.enableNotifications());
     this.#publish();
   }
 
@@ -147,7 +197,8 @@ export class BlkQueue {
   #startRequest(queue: Virtqueue, request: BlkRequest): void {
     this.#free.pop();
     this.#inFlight++;
-    const { trace } = this.#observers;
+    const { trace, requests } = this.#observers;
+    if (requests !== undefined) requests.started(request);
     if (trace !== undefined) request.startedAt = performance.now();
     const answerable = request.parse();
     if (trace !== undefined) this.#traceStart(request);
@@ -212,6 +263,8 @@ export class BlkQueue {
   }
 
   #end(request: BlkRequest): void {
+    const { requests } = this.#observers;
+    if (requests !== undefined) requests.ended(request);
     this.#free.push(request);
     if (--this.#inFlight === 0 && this.#onIdle !== null) {
       const onIdle = this.#onIdle;

@@ -12,7 +12,7 @@ import type { Machine } from "../machine.ts";
 import { CommandError } from "../script/command.ts";
 import { openFailure } from "../script/open_commands.ts";
 import { applyBlockOptions } from "../script/open_settings.ts";
-import { type Output, Session } from "../script/session.ts";
+import { type Output, Session, type SessionOptions } from "../script/session.ts";
 import { linesOf, runCommands, runScript } from "../script/sources.ts";
 import { nearest } from "../script/suggest.ts";
 import { formatStatistics } from "../statistics.ts";
@@ -54,6 +54,7 @@ async function run(args: readonly string[], output: Output): Promise<number> {
       ramBytes: ramBytes(options.ram),
     },
     trace: await sinks(options, output),
+    openFile: options.engine === "uring" ? await uringFiles() : undefined,
     json: options.json,
     explains: options.explain || options.trace === "text",
     onOpen: (machine) => options.stats && machine.statistics.enable(),
@@ -135,6 +136,18 @@ async function runLines(
     }
   }
   return await runScript(session, name, lines());
+}
+
+/** Opens files for io_uring. */
+async function uringFiles(): Promise<SessionOptions["openFile"]> {
+  const { ioUringProblem } = await import("../host/io_uring.ts");
+  const problem = ioUringProblem();
+  if (problem !== null) {
+    const hint = problem.hint ?? "leave --engine out: the portable engine works everywhere";
+    throw new CommandFailure(`--engine uring: ${problem.message}`, hint);
+  }
+  const { UringFileStorage } = await import("../storage/uring_file.ts");
+  return (direct) => (path, files) => UringFileStorage.open(path, { ...files, direct });
 }
 
 async function deviceOptions(devices: readonly string[]): Promise<Partial<BlkOptions>> {

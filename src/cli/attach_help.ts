@@ -40,6 +40,7 @@ export const ATTACH_HELP: readonly string[] = [
   "      --device PROP=VALUE,...  what the device offers (repeatable); --device help lists the properties",
   "      --decline FEATURE,...    features that the driver declines, by name: EVENT_IDX,INDIRECT_DESC",
   "      --ram SIZE         the guest's memory (32M)",
+  "      --engine ENGINE    portable (default): Deno's file API, anywhere; uring: io_uring, on Linux, needs --allow-ffi",
   "      --trace[=text|json]  print every stage of every request, on standard error; json is one object a line with",
   "                         time (ms), sequence, event, and the fields of that event",
   "      --explain          when the driver breaks a rule, say which, and show the chain, on standard error",

@@ -25,6 +25,8 @@ export interface AttachOptions {
   readonly devices: readonly string[];
   readonly declined: readonly string[];
   readonly ram: string | undefined;
+  /** What moves the bytes between files and the guest's memory. */
+  readonly engine: "portable" | "uring";
   readonly wants: "help" | "version" | undefined;
 }
 
@@ -54,6 +56,7 @@ const LONGS: readonly LongOption[] = [
   { name: "device", value: "required" },
   { name: "decline", value: "required" },
   { name: "ram", value: "required" },
+  { name: "engine", value: "required" },
   { name: "object", value: "required" },
   { name: "image-opts", value: "none" },
 ];
@@ -103,6 +106,7 @@ export function parseAttach(args: readonly string[]): AttachOptions {
     devices: all("device"),
     declined: all("decline").flatMap((names) => names.split(",")).filter((name) => name !== ""),
     ram: last("ram"),
+    engine: engineOf(last("engine") ?? "portable"),
     wants: values.has("h") ? "help" : values.has("V") ? "version" : undefined,
   };
 }
@@ -134,6 +138,11 @@ function flag(settings: OpenSettings, name: string, value: string | null): OpenS
     if (!(error instanceof SettingError)) throw error;
     throw new UsageError(error.message);
   }
+}
+
+function engineOf(name: string): AttachOptions["engine"] {
+  if (name === "portable" || name === "uring") return name;
+  throw new UsageError(`--engine ${name}: the engines are portable and uring`);
 }
 
 function traceForm(value: string | null | undefined): "text" | "json" | undefined {

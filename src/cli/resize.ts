@@ -7,15 +7,16 @@
 import type { Image } from "../image/image.ts";
 import type { Preallocation } from "../image/qcow2/create_options.ts";
 import { parseSize } from "../image/size.ts";
-import type { LongOption } from "../script/getopt.ts";
+import type { GivenOption, LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
-import { openToChange, openWishes } from "./image_to_change.ts";
+import { type ImageName, openToChange, openWishes } from "./image_to_change.ts";
 import type { Subcommand } from "./main.ts";
 import { ending, imageArguments, ImageCommandError, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk resize [-f FORMAT] [--shrink] [--preallocation=MODE] [-q] IMAGE [+|-]SIZE",
+  "       vblk resize --control SOCKET [--shrink] [-q] [+|-]SIZE",
   "",
   "Changes the size of a disk. SIZE is the last argument: the new size, or with + or - the change of it, in bytes or with",
   "k, M, G, T, P, E. Partitions and file systems on the disk are not touched.",
@@ -24,6 +25,8 @@ const HELP = [
   "      --shrink               needed to make the disk smaller: what is behind its new end is lost",
   "      --preallocation MODE   how the new part gets its space: off (default), metadata (qcow2), falloc, full",
   "      --image-opts           IMAGE is driver=...,file.filename=...",
+  "      --control SOCKET       the disk that a 'vblk serve --control SOCKET' has: its guest learns of the new size; needs",
+  "                             --allow-ffi",
   "  -q, --quiet                print nothing but errors",
   "  -h, --help                 this text",
   "",
@@ -35,6 +38,7 @@ const LONGS: readonly LongOption[] = [
   { name: "shrink", value: "none" },
   { name: "preallocation", value: "required" },
   { name: "image-opts", value: "none" },
+  { name: "control", value: "required" },
   { name: "quiet", value: "none", letter: "q" },
   { name: "object", value: "required" },
 ];
@@ -61,12 +65,17 @@ async function run(args: readonly string[], output: Output): Promise<number> {
   const { options } = given;
   const operands = sizeAt < 0 ? given.operands : [...given.operands, args[sizeAt]];
   const has = (letter: string) => options.some(({ name }) => name === letter);
+  if (has("control")) {
+    await runServed(options, operands);
+    if (!has("q")) output.out(["Image resized."]);
+    return 0;
+  }
   const mode = preallocationOf(options.findLast(({ name }) => name === "preallocation")?.value ?? "off");
   if (operands.length !== 2) throw usage("resize", "Expecting image file name and size");
   const [name, size] = operands;
   const wanted = readSize(size);
   const { imageOpts, format } = openWishes("resize", options);
-  const image = await openToChange({ name, imageOpts }, { format }, output);
+  const image = await openImage({ name, imageOpts }, format, output);
   try {
     await resize(image, wanted, mode, has("shrink"));
   } finally {
@@ -74,6 +83,18 @@ async function run(args: readonly string[], output: Output): Promise<number> {
   }
   if (!has("q")) output.out(["Image resized."]);
   return 0;
+}
+
+/** What `--control` can be given with: the rest belongs to an image that is opened here. */
+const SERVED_OPTIONS = ["control", "shrink", "q"];
+
+async function runServed(options: readonly GivenOption[], operands: readonly string[]): Promise<void> {
+  const other = options.find(({ name }) => !SERVED_OPTIONS.includes(name));
+  if (other !== undefined) throw usage("resize", "--control goes with --shrink and -q only");
+  if (operands.length !== 1) throw usage("resize", "Expecting a size, and no image: --control says which");
+  const { resizeServed } = await import("./resize_served.ts");
+  const path = options.findLast(({ name }) => name === "control")!.value!;
+  resizeServed(path, readSize(operands[0]), options.some(({ name }) => name === "shrink"));
 }
 
 function preallocationOf(text: string): Preallocation {
@@ -95,6 +116,19 @@ function readSize(text: string): NewSize {
     throw new ImageCommandError(`Value '${digits}' is out of range for parameter 'size'`);
   }
   throw notPositive();
+}
+
+async function openImage(name: ImageName, format: string | undefined, output: Output): Promise<Image> {
+  try {
+    return await openToChange(name, { format }, output);
+  } catch (error) {
+    const cause = error instanceof ImageCommandError ? error.cause : error;
+    if (!(cause instanceof BlockError) || cause.kind !== "locked") throw error;
+    throw new ImageCommandError((error as Error).message, {
+      hint: "if it is a 'vblk serve --control SOCKET' that has it, give --control SOCKET in place of the image",
+      cause,
+    });
+  }
 }
 
 function notPositive(): ImageCommandError {

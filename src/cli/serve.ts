@@ -6,98 +6,72 @@
 
 import { libcProblem } from "../host/libc.ts";
 import { ioUringProblem } from "../host/io_uring.ts";
-import { addressBytes } from "../host/unix_address.ts";
 import type { BlkOptions } from "../blk/options.ts";
 import type { Output } from "../script/session.ts";
-import { getopt, type LongOption, OptionError } from "../script/getopt.ts";
-import { applyFlag, DEFAULT_SETTINGS, type OpenSettings, SettingError } from "../script/open_settings.ts";
 import { Control, WISH } from "../serve/control.ts";
+import { Figures } from "../serve/figures.ts";
 import type { ThreadNews, ThreadStart } from "../serve/io_thread.ts";
+import { servedReport } from "../serve/statistics.ts";
 import { CommandFailure, UsageError } from "./failure.ts";
 import type { Subcommand } from "./main.ts";
-
-const HELP: readonly string[] = [
-  "Usage: vblk serve [OPTIONS]... IMAGE --vhost-user SOCKET",
-  "",
-  "Gives a virtual machine its disk, through a vhost-user-blk socket. Linux only; needs --allow-ffi.",
-  "",
-  "  --vhost-user SOCKET   where front-ends connect; a socket that nobody listens at is replaced. Without it the socket",
-  "                        that systemd passes is used",
-  "  --once                end after the first front-end",
-  "  -f, --format FORMAT   raw or qcow2; found out when not given",
-  "  -r, --read-only       the guest must not write",
-  "  -s, --snapshot        keep writes in memory, and forget them at the end",
-  "  -U, --force-share     take no lock",
-  "  -t, --cache MODE      writeback (default), none, writethrough, directsync, unsafe",
-  "  -d, --discard MODE    unmap (default) or ignore",
-  "  --direct              the same as -t none: go past the host's page cache",
-  "  --device PROPERTIES   what the device offers, as for 'vblk attach'; '--device help' lists them",
-  "  --poll-max-ns N       look for requests so long before sleeping (default: 0)",
-  "  --pid-file FILE       write the process's number there while it serves",
-  "",
-  "SIGTERM and SIGINT let what is in flight end, flush, and close the image; SIGUSR1 prints statistics.",
-  "",
-  "Example: vblk serve disk.qcow2 --vhost-user /run/vm.sock",
-];
-
-const LONGS: readonly LongOption[] = [
-  { name: "vhost-user", value: "required" },
-  { name: "once", value: "none" },
-  { name: "direct", value: "none" },
-  { name: "device", value: "required" },
-  { name: "poll-max-ns", value: "required" },
-  { name: "pid-file", value: "required" },
-  { name: "format", value: "required", letter: "f" },
-  { name: "read-only", value: "none", letter: "r" },
-  { name: "snapshot", value: "none", letter: "s" },
-  { name: "force-share", value: "none", letter: "U" },
-  { name: "cache", value: "required", letter: "t" },
-  { name: "discard", value: "required", letter: "d" },
-  { name: "help", value: "none", letter: "h" },
-];
+import { SERVE_HELP } from "./serve_help.ts";
+import { parseServe, type ServeOptions } from "./serve_options.ts";
+import type { EarlierReport } from "./serve_statistics.ts";
 
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run };
+export const subcommand: Subcommand = { help: SERVE_HELP, run };
 
-interface Wishes {
-  readonly image: string;
-  readonly settings: OpenSettings;
-  readonly socketPath: string | null;
-  readonly once: boolean;
-  readonly devices: readonly string[];
-  readonly pollNanoseconds: number;
-  readonly pidFile: string | undefined;
-}
+/** What the thread does not answer in this time is shown as it was. */
+const FRESH_WITHIN_MS = 500;
 
 async function run(args: readonly string[], output: Output): Promise<number> {
-  const wishes = parse(args);
-  if (wishes === "help") {
-    output.out(HELP);
+  const options = parseServe(args);
+  if (options === "help") {
+    output.out(SERVE_HELP);
     return 0;
   }
-  if (wishes.devices.includes("help")) {
+  if (options === "device help") {
     output.out((await import("./device_options.ts")).deviceHelp());
     return 0;
   }
   const problem = libcProblem() ?? ioUringProblem();
   if (problem !== null) throw new CommandFailure(`serve: ${problem.message}`, problem.hint);
-  if (wishes.socketPath !== null) addressBytes(wishes.socketPath);
-  const { cache, discard, readOnly, snapshot, share, format } = wishes.settings;
-  const control = new Control();
-  const start: ThreadStart = {
-    image: wishes.image,
+  const service = new Service(options, output);
+  const metrics = options.metrics === null ? null : await service.openMetrics(options.metrics);
+  try {
+    return await service.run(await threadStart(options, service));
+  } finally {
+    metrics?.stop();
+  }
+}
+
+async function threadStart(options: ServeOptions, { control, figures }: Service): Promise<ThreadStart> {
+  const { cache, discard, readOnly, snapshot, share, format } = options.settings;
+  return {
+    image: options.image,
     open: { format, readOnly, snapshot, share },
     direct: cache.direct,
     ignoreFlush: cache.noFlush,
     ignoreDiscard: !discard,
-    device: { writeback: cache.writeback, ...await deviceOptions(wishes.devices), readOnly },
-    socketPath: wishes.socketPath,
-    passed: passedSockets(wishes.socketPath),
-    once: wishes.once,
-    pollNanoseconds: wishes.pollNanoseconds,
+    device: { writeback: cache.writeback, ...await deviceOptions(options.devices), readOnly },
+    socketPath: options.socketPath,
+    passed: passedSockets(options.socketPath),
+    once: options.once,
+    pollNanoseconds: options.pollNanoseconds,
     control: control.end,
+    controlPath: options.controlPath,
+    observe: {
+      figures: figures.memory,
+      requests: options.statsSeconds !== null || options.metrics !== null,
+      trace: options.trace,
+    },
   };
-  return await serve(start, control, wishes, output);
+}
+
+async function deviceOptions(devices: readonly string[]): Promise<Partial<BlkOptions>> {
+  if (devices.length === 0) return {};
+  const { parseDevice } = await import("./device_options.ts");
+  return Object.assign({}, ...devices.map(parseDevice));
 }
 
 /** Asks the environment only when it is needed: it takes a permission. */
@@ -114,37 +88,142 @@ function passedSockets(socketPath: string | null): ThreadStart["passed"] {
   }
 }
 
-function serve(start: ThreadStart, control: Control, wishes: Wishes, output: Output): Promise<number> {
-  const worker = new Worker(new URL("../serve/io_thread.ts", import.meta.url), { type: "module" });
-  const stop = () => control.ask(WISH.stop);
-  const statistics = () => control.ask(WISH.statistics);
-  const signals = [["SIGTERM", stop], ["SIGINT", stop], ["SIGUSR1", statistics]] as const;
-  for (const [signal, handler] of signals) Deno.addSignalListener(signal, handler);
-  return new Promise<number>((resolve, reject) => {
-    worker.onerror = (event) => {
-      event.preventDefault();
-      reject(new Error(`the I/O thread ended: ${event.message}`));
-    };
-    worker.onmessage = ({ data }: MessageEvent<ThreadNews>) => {
-      switch (data.news) {
-        case "ready":
-          if (wishes.pidFile !== undefined) Deno.writeTextFileSync(wishes.pidFile, `${Deno.pid}\n`);
-          return output.out(readyLines(start, data));
-        case "statistics":
-          return output.err([`vblk: note: ${data.text}`]);
-        case "message":
-          return output.err([`vblk: ${data.text}`, ...data.hint === undefined ? [] : [`hint: ${data.hint}`]]);
-        case "ended":
-          worker.terminate();
-          if (data.error === undefined) resolve(0);
-          else reject(new CommandFailure(data.error.message, data.error.hint));
+/** The main thread's part: signals, statistics, readiness. The disk itself is another thread's. */
+class Service {
+  readonly control = new Control();
+  readonly figures = new Figures();
+  readonly #options: ServeOptions;
+  readonly #output: Output;
+  readonly #startedMs = performance.now();
+  readonly #disk: { image: string; format: string };
+  /** Who waits for the numbers to be up to date. */
+  #waiting: (() => void)[] = [];
+  #earlier: EarlierReport | undefined;
+  /** Only what was written here is removed in the end. */
+  #hasPidFile = false;
+  /** Why it ends, when that is not the thread's doing. */
+  #failure: CommandFailure | null = null;
+
+  constructor(options: ServeOptions, output: Output) {
+    this.#options = options;
+    this.#output = output;
+    this.#disk = { image: options.image, format: options.settings.format ?? "unknown" };
+  }
+
+  /** Serves metrics. */
+  async openMetrics(address: NonNullable<ServeOptions["metrics"]>): Promise<{ stop(): void }> {
+    const [{ serveMetrics }, { metricsText }] = await Promise.all([
+      import("./serve_metrics.ts"),
+      import("../serve/metrics.ts"),
+    ]);
+    const server = serveMetrics(address, async () => {
+      await this.#refreshed();
+      return metricsText(this.figures, this.#disk);
+    });
+    this.#output.out([`metrics at ${server.url}`]);
+    return server;
+  }
+
+  /** Runs the thread until it ends. */
+  async run(start: ThreadStart): Promise<number> {
+    const worker = new Worker(new URL("../serve/io_thread.ts", import.meta.url), { type: "module" });
+    const stop = () => this.control.ask(WISH.stop);
+    const print = () => void this.#refreshed().then(() => this.#print());
+    const signals = [["SIGTERM", stop], ["SIGINT", stop], ["SIGUSR1", print]] as const;
+    for (const [signal, handler] of signals) Deno.addSignalListener(signal, handler);
+    const { statsSeconds } = this.#options;
+    const timer = statsSeconds ? setInterval(print, statsSeconds * 1000) : undefined;
+    try {
+      await this.#ended(worker, start);
+      if (statsSeconds !== null) await this.#print();
+      return 0;
+    } finally {
+      clearInterval(timer);
+      for (const [signal, handler] of signals) Deno.removeSignalListener(signal, handler);
+      if (this.#hasPidFile) removeQuietly(this.#options.pidFile!);
+    }
+  }
+
+  #ended(worker: Worker, start: ThreadStart): Promise<void> {
+    return new Promise((resolve, reject) => {
+      worker.onerror = (event) => {
+        event.preventDefault();
+        reject(new Error(`the I/O thread ended: ${event.message}`));
+      };
+      worker.onmessage = ({ data }: MessageEvent<ThreadNews>) => {
+        switch (data.news) {
+          case "ready":
+            return this.#ready(start, data).catch(reject);
+          case "statistics":
+            return this.#waiting.splice(0).forEach((resume) => resume());
+          case "message":
+            return this.#output.err([
+              `vblk: ${data.text}`,
+              ...data.hint === undefined ? [] : [`hint: ${data.hint}`],
+            ]);
+          case "ended":
+            worker.terminate();
+            if (this.#failure !== null) reject(this.#failure);
+            else if (data.error === undefined) resolve();
+            else reject(new CommandFailure(data.error.message, data.error.hint));
+        }
+      };
+      worker.postMessage(start);
+    });
+  }
+
+  async #ready(start: ThreadStart, news: ThreadNews & { news: "ready" }): Promise<void> {
+    this.#disk.format = news.format;
+    const { pidFile } = this.#options;
+    if (pidFile !== undefined) {
+      try {
+        Deno.writeTextFileSync(pidFile, `${Deno.pid}\n`);
+        this.#hasPidFile = true;
+      } catch (error) {
+        // The thread gives back what it has, the socket among it.
+        this.#failure = new CommandFailure(`can't write the pid file '${pidFile}': ${(error as Error).message}`);
+        return this.control.ask(WISH.stop);
       }
-    };
-    worker.postMessage(start);
-  }).finally(() => {
-    for (const [signal, handler] of signals) Deno.removeSignalListener(signal, handler);
-    if (wishes.pidFile !== undefined) removeQuietly(wishes.pidFile);
-  });
+    }
+    this.#output.out(readyLines(start, news));
+    const address = notifyAddress();
+    if (address === undefined) return;
+    const { notify } = await import("../host/notify_socket.ts");
+    try {
+      notify(address, "READY=1");
+    } catch (error) {
+      this.#output.err([`vblk: can't tell systemd that it serves: ${(error as Error).message}`]);
+    }
+  }
+
+  /** Ends when the numbers are up to date, or when the thread has no time for that. */
+  #refreshed(): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, FRESH_WITHIN_MS);
+      this.#waiting.push(() => {
+        clearTimeout(timer);
+        resolve();
+      });
+      this.control.ask(WISH.statistics);
+    });
+  }
+
+  async #print(): Promise<void> {
+    const { servedLines } = await import("./serve_statistics.ts");
+    const report = servedReport(this.figures);
+    const seconds = (performance.now() - this.#startedMs) / 1000;
+    const lines = servedLines(report, seconds, this.#earlier);
+    this.#earlier = { report, seconds };
+    const isBrief = this.#options.statsSeconds === null && this.#options.metrics === null;
+    this.#output.err(isBrief ? [...lines, "hint: --stats counts requests by kind, and times them"] : lines);
+  }
+}
+
+/** Nobody is asked for the permission: most are not started by systemd. */
+function notifyAddress(): string | undefined {
+  const variable = "NOTIFY_SOCKET";
+  if (Deno.permissions.querySync({ name: "env", variable }).state !== "granted") return undefined;
+  return Deno.env.get(variable);
 }
 
 function removeQuietly(path: string): void {
@@ -156,66 +235,21 @@ function removeQuietly(path: string): void {
 }
 
 function readyLines(
-  { socketPath, image }: ThreadStart,
+  { socketPath, controlPath, image }: ThreadStart,
   { sizeBytes, format }: ThreadNews & { news: "ready" },
 ): string[] {
-  const ready = `serving ${image} (${format}, ${sizeBytes} bytes) at ${socketPath ?? "the socket that was passed"}`;
-  if (socketPath === null) return [ready];
-  return [
-    ready,
-    "  QEMU:              -chardev socket,id=vblk,path=" + socketPath + ",reconnect=1",
-    "                     -device vhost-user-blk-pci,chardev=vblk",
-    "                     -object memory-backend-memfd,id=mem,share=on,size=512M -machine memory-backend=mem -m 512M",
-    `  Cloud Hypervisor:  --memory size=512M,shared=on --disk vhost_user=true,socket=${socketPath}`,
-    `  libblkio:          --image-opts driver=virtio-blk-vhost-user,path=${socketPath},cache.direct=on`,
+  const lines = [
+    `serving ${image} (${format}, ${sizeBytes} bytes) at ${socketPath ?? "the socket that was passed"}`,
   ];
-}
-
-async function deviceOptions(devices: readonly string[]): Promise<Partial<BlkOptions>> {
-  if (devices.length === 0) return {};
-  const { parseDevice } = await import("./device_options.ts");
-  return Object.assign({}, ...devices.map(parseDevice));
-}
-
-function parse(args: readonly string[]): Wishes | "help" {
-  const { options, operands } = readOptions(args);
-  if (options.some(({ name }) => name === "h")) return "help";
-  const last = (wanted: string) => options.findLast(({ name }) => name === wanted)?.value ?? undefined;
-  const has = (wanted: string) => options.some(({ name }) => name === wanted);
-  let settings = DEFAULT_SETTINGS;
-  for (const { name, value } of options) {
-    if (name.length > 1) continue;
-    try {
-      settings = applyFlag(settings, name, value) ?? settings;
-    } catch (error) {
-      if (!(error instanceof SettingError)) throw error;
-      throw new UsageError(error.message);
-    }
+  if (socketPath !== null) {
+    lines.push(
+      "  QEMU:              -chardev socket,id=vblk,path=" + socketPath + ",reconnect=1",
+      "                     -device vhost-user-blk-pci,chardev=vblk",
+      "                     -object memory-backend-memfd,id=mem,share=on,size=512M -machine memory-backend=mem -m 512M",
+      `  Cloud Hypervisor:  --memory size=512M,shared=on --disk vhost_user=true,socket=${socketPath}`,
+      `  libblkio:          --image-opts driver=virtio-blk-vhost-user,path=${socketPath},cache.direct=on`,
+    );
   }
-  if (has("direct")) settings = { ...settings, cache: { ...settings.cache, direct: true } };
-  const devices = options.filter(({ name }) => name === "device").map(({ value }) => value ?? "");
-  if (operands.length !== 1 && !devices.includes("help")) {
-    throw new UsageError(`serve takes one image, and there are ${operands.length}`);
-  }
-  const poll = last("poll-max-ns") ?? "0";
-  if (!/^\d{1,9}$/.test(poll)) throw new UsageError(`--poll-max-ns ${poll}: not a number of nanoseconds below 1 s`);
-  return {
-    image: operands[0],
-    settings,
-    socketPath: last("vhost-user") ?? null,
-    once: has("once"),
-    devices,
-    pollNanoseconds: Number(poll),
-    pidFile: last("pid-file"),
-  };
-}
-
-function readOptions(args: readonly string[]) {
-  try {
-    const { options, operands } = getopt(args, "hf:rsUt:d:", LONGS);
-    return { options, operands: operands.map((index) => args[index]) };
-  } catch (error) {
-    if (!(error instanceof OptionError)) throw error;
-    throw new UsageError(error.message);
-  }
+  if (controlPath !== null) lines.push(`  resize:            vblk resize --control ${controlPath} SIZE`);
+  return lines;
 }

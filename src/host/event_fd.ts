@@ -4,8 +4,9 @@
  * @module
  */
 
-import { EAGAIN, HostError } from "./errno.ts";
-import { check, close, isNonBlocking, lastErrno, libc, POLL, poll } from "./libc.ts";
+import { EAGAIN, EOPNOTSUPP, HostError } from "./errno.ts";
+import { check, close, isNonBlocking, lastErrno, libc, POLL, poll, RWF_NOWAIT } from "./libc.ts";
+import { addressOf, pointerTo } from "./mapping.ts";
 
 const EFD_CLOEXEC = 0x80000;
 const EFD_NONBLOCK = 0x800;
@@ -14,7 +15,9 @@ const EFD_NONBLOCK = 0x800;
 export class EventFd implements Disposable {
   /** The descriptor, until `close`. */
   readonly descriptor: number;
-  readonly #count = new BigUint64Array(1);
+  /** What is read and written; and behind it an address and a length for the kernel. */
+  readonly #count = new BigUint64Array(3);
+  #iovecPointer: Deno.PointerValue = null;
   #closed = false;
 
   /** Takes over a descriptor that somebody sent: of either kind, waiting or not. It is closed with this. */
@@ -46,10 +49,14 @@ export class EventFd implements Disposable {
 
   /** Empties the counter; returns what was in it, 0 when nothing was. Never waits. */
   drain(): bigint {
-    if ((poll(this.descriptor, POLL.IN, 0) & POLL.IN) === 0) return 0n;
-    if (libc().read(this.descriptor, this.#count, 8n) === 8) return this.#count[0];
+    // To look first is not enough: the other side may take the count between the look and the read, and then a counter
+    // of the kind that waits would hold us.
+    const count = libc().preadv2(this.descriptor, this.#iovec(), 1, -1n, RWF_NOWAIT);
+    if (count === 8) return this.#count[0];
     const errno = lastErrno();
     if (errno === EAGAIN) return 0n;
+    // Linux before 5.8.
+    if (errno === EOPNOTSUPP) return this.#drainAfterLook();
     throw new HostError("read", errno);
   }
 
@@ -67,5 +74,24 @@ export class EventFd implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  #drainAfterLook(): bigint {
+    if ((poll(this.descriptor, POLL.IN, 0) & POLL.IN) === 0) return 0n;
+    if (libc().read(this.descriptor, this.#count, 8n) === 8) return this.#count[0];
+    const errno = lastErrno();
+    if (errno === EAGAIN) return 0n;
+    throw new HostError("read", errno);
+  }
+
+  /** A struct iovec of the count, right behind it. */
+  #iovec(): Deno.PointerValue {
+    if (this.#iovecPointer === null) {
+      const address = addressOf(this.#count.buffer);
+      this.#count[1] = BigInt(address);
+      this.#count[2] = 8n;
+      this.#iovecPointer = pointerTo(address + 8);
+    }
+    return this.#iovecPointer;
   }
 }

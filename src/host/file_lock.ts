@@ -6,8 +6,33 @@
  * @module
  */
 
-import { EAGAIN, HostError } from "./errno.ts";
-import { lastErrno, libc } from "./libc.ts";
+import { EAGAIN, EINTR, HostError } from "./errno.ts";
+import { HostUnavailable, libcProblem, O, pathBytes } from "./libc.ts";
+
+/** Of libc no more than this: to load all that the rest of vblk calls takes as long as a short command. */
+const SYMBOLS = {
+  open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
+  close: { parameters: ["i32"], result: "i32" },
+  fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
+  __errno_location: { parameters: [], result: "pointer" },
+} as const;
+
+let symbols: Deno.DynamicLibrary<typeof SYMBOLS>["symbols"] | undefined;
+
+function calls(): Deno.DynamicLibrary<typeof SYMBOLS>["symbols"] {
+  if (symbols !== undefined) return symbols;
+  const problem = libcProblem();
+  if (problem !== null) throw problem;
+  try {
+    return symbols = Deno.dlopen("libc.so.6", SYMBOLS).symbols;
+  } catch (cause) {
+    throw new HostUnavailable("libc.so.6 of glibc 2.28 or later is needed", undefined, { cause });
+  }
+}
+
+function lastErrno(): number {
+  return new Deno.UnsafePointerView(calls().__errno_location()!).getInt32();
+}
 
 const F_OFD_GETLK = 36;
 const F_OFD_SETLK = 37;
@@ -46,9 +71,13 @@ export interface LockRefusal {
 /** Held on an open file. It goes with the last descriptor of the open file description, or with `release`. */
 export class FileLock {
   readonly #descriptor: number;
+  /** Whether the descriptor is only there for the lock. */
+  readonly #owned: boolean;
+  #held = true;
 
-  private constructor(descriptor: number) {
+  private constructor(descriptor: number, owned: boolean) {
     this.#descriptor = descriptor;
+    this.#owned = owned;
   }
 
   /**
@@ -57,7 +86,26 @@ export class FileLock {
    * @throws HostError
    */
   static acquire(descriptor: number, wish: LockWish): FileLock | LockRefusal {
-    const lock = new FileLock(descriptor);
+    return FileLock.#acquire(new FileLock(descriptor, false), wish);
+  }
+
+  /**
+   * Takes a lock on a file by its name, with a descriptor of its own: for a file that is open in a way which gives none.
+   * Locks belong to an open file description, so closing the other one changes nothing.
+   *
+   * @throws HostError, HostUnavailable
+   */
+  static acquireByName(path: string, wish: LockWish): FileLock | LockRefusal {
+    const name = pathBytes(path);
+    for (;;) {
+      const descriptor = calls().open(name, O.RDONLY | O.NONBLOCK | O.CLOEXEC, 0);
+      if (descriptor >= 0) return FileLock.#acquire(new FileLock(descriptor, true), wish);
+      const errno = lastErrno();
+      if (errno !== EINTR) throw new HostError("open", errno, path);
+    }
+  }
+
+  static #acquire(lock: FileLock, wish: LockWish): FileLock | LockRefusal {
     try {
       const refusal = lock.#take(wish);
       if (refusal !== null) lock.release();
@@ -71,9 +119,15 @@ export class FileLock {
 
   /** Gives it back. */
   release(): void {
+    if (!this.#held) return;
+    this.#held = false;
+    if (this.#owned) {
+      calls().close(this.#descriptor);
+      return;
+    }
     for (let i = 0; i < PERMISSIONS.length; i++) {
       for (const base of [USED_BASE, REFUSED_BASE]) {
-        libc().fcntlStructure(this.#descriptor, F_OFD_SETLK, structure(F_UNLCK, base + i));
+        calls().fcntl(this.#descriptor, F_OFD_SETLK, structure(F_UNLCK, base + i));
       }
     }
   }
@@ -96,7 +150,7 @@ export class FileLock {
   }
 
   #set(offset: number): boolean {
-    if (libc().fcntlStructure(this.#descriptor, F_OFD_SETLK, structure(F_RDLCK, offset)) === 0) return true;
+    if (calls().fcntl(this.#descriptor, F_OFD_SETLK, structure(F_RDLCK, offset)) === 0) return true;
     const errno = lastErrno();
     if (errno === EAGAIN || errno === EACCES) return false;
     throw new HostError("fcntl", errno);
@@ -105,7 +159,7 @@ export class FileLock {
   /** Whether anybody else holds a lock on a byte. */
   #isLocked(offset: number): boolean {
     const bytes = structure(F_WRLCK, offset);
-    if (libc().fcntlStructure(this.#descriptor, F_OFD_GETLK, bytes) !== 0) throw new HostError("fcntl", lastErrno());
+    if (calls().fcntl(this.#descriptor, F_OFD_GETLK, bytes) !== 0) throw new HostError("fcntl", lastErrno());
     return new DataView(bytes.buffer).getInt16(0, true) !== F_UNLCK;
   }
 }

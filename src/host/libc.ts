@@ -219,8 +219,8 @@ export function ftruncate(descriptor: number, sizeBytes: number): void {
 export interface Status {
   /** Device and inode: the same for all names of one file. */
   readonly identity: string;
-  /** What kind of file it is. */
-  readonly kind: "file" | "block" | "socket" | "other";
+  /** What kind of file it is; `"anonymous"` is what has no type: eventfds, epolls, timers. */
+  readonly kind: "file" | "block" | "socket" | "anonymous" | "other";
   /** Its permission bits. */
   readonly mode: number;
   /** In bytes; 0 for a block device. */
@@ -229,7 +229,12 @@ export interface Status {
   readonly allocatedBytes: number;
 }
 
-const KINDS: Readonly<Record<number, Status["kind"]>> = { 0o10: "file", 0o06: "block", 0o14: "socket" };
+const KINDS: Readonly<Record<number, Status["kind"]>> = {
+  0o10: "file",
+  0o06: "block",
+  0o14: "socket",
+  0: "anonymous",
+};
 
 function decodeStatus(bytes: Uint8Array<ArrayBuffer>): Status {
   const view = new DataView(bytes.buffer);

@@ -16,6 +16,7 @@ import type { Image } from "./image.ts";
 import { MEMORY_PREFIX, memoryStorage, protocolOf } from "./names.ts";
 import { checkReadable, probe } from "./probe.ts";
 import type { Layer } from "./qcow2/chain.ts";
+import type { JournalStore } from "./qcow2/journal.ts";
 import type { Qcow2Image } from "./qcow2/qcow2_image.ts";
 import type { Qcow2Choices } from "./qcow2_choices.ts";
 import { RawImage } from "./raw/raw_image.ts";
@@ -40,6 +41,8 @@ export interface OpenOptions {
   writableBacking?: number;
   /** Opens a file by its path; must say its `identity`. Default: `DenoFileStorage.open`. */
   openFile?: (path: string, files: { readOnly: boolean; share: boolean }) => Storage;
+  /** Makes the journal of a qcow2 image that the user named and that is written, by its file's identity. */
+  journal?: (identity: string) => JournalStore;
 }
 
 /**
@@ -236,6 +239,7 @@ async function openQcow2(
   const image = await Qcow2Image.open(storage, {
     readOnly,
     noFlush: options.noFlush,
+    journal: isNamed && !readOnly && !options.snapshot && identity !== null ? options.journal?.(identity) : undefined,
     l2CacheBytes,
     discards: choices?.passDiscardRequest,
     openBacking: noBacking ? nothing : named?.openBacking ??

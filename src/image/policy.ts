@@ -41,6 +41,11 @@ export class PolicyImage implements Image {
     return (this.#inner as { probed?: boolean }).probed ?? false;
   }
 
+  /** What a qcow2 image says of its tables in memory. */
+  get tableLookups(): { hits: number; misses: number } | undefined {
+    return (this.#inner as { tableLookups?: { hits: number; misses: number } }).tableLookups;
+  }
+
   get readOnly(): boolean {
     return this.#inner.readOnly;
   }

@@ -6,7 +6,7 @@
 
 import type { BlkOptions } from "../blk/options.ts";
 import { type Image } from "../image/image.ts";
-import { blkdebugOf, openBlock, openImage, probeWarning } from "../image/open.ts";
+import { blkdebugOf, openBlock, openImage, type OpenOptions, probeWarning } from "../image/open.ts";
 import { PolicyImage } from "../image/policy.ts";
 import { Machine, type MachineOptions } from "../machine.ts";
 import type { BlkdebugStorage } from "../storage/blkdebug.ts";
@@ -36,6 +36,8 @@ export interface SessionOptions {
   readonly explains?: boolean;
   /** Whether the operand of `open` is a set of options instead of a name (`--image-opts`). */
   readonly imageOpts?: boolean;
+  /** How files are opened, past the host's page cache or not; by Deno's portable file API when it is not given. */
+  readonly openFile?: (direct: boolean) => NonNullable<OpenOptions["openFile"]>;
   /** Called with each machine when it is ready, and again before it goes. */
   readonly onOpen?: (machine: Machine) => void;
   readonly onClose?: (machine: Machine) => void;
@@ -120,7 +122,8 @@ export class Session {
     if (share && !readOnly && !snapshot) {
       throw new BlockOptionError(label ?? "", "force-share=on can only be used with read-only images");
     }
-    const options = { format, readOnly, snapshot, share };
+    const openFile = this.#options.openFile?.(settings.cache.direct);
+    const options = { format, readOnly, snapshot, share, openFile };
     const image = block === undefined && name !== null
       ? await openImage(name, options)
       : await openBlock(name, block ?? new Map(), options, label ?? "");
@@ -294,7 +297,7 @@ export class Session {
   }
 
   #noteDirect(direct: boolean): void {
-    if (!direct || this.#directNoted) return;
+    if (!direct || this.#directNoted || this.#options.openFile !== undefined) return;
     this.#directNoted = true;
     this.output.err(["vblk: note: Deno's file API can't bypass the host's page cache, so requests go through it"]);
   }

@@ -11,13 +11,16 @@ import { UnixServer } from "../host/unix_socket.ts";
 import type { Image } from "../image/image.ts";
 import { openImage, type OpenOptions } from "../image/open.ts";
 import { PolicyImage } from "../image/policy.ts";
-import { BlockError } from "../storage/block_error.ts";
 import { UringEngine } from "../storage/uring_engine.ts";
 import { UringFileStorage } from "../storage/uring_file.ts";
 import { VhostUserBackEnd } from "../transport/vhost_user/back_end.ts";
-import type { EndReason } from "../transport/vhost_user/connection.ts";
-import { formatVhostUserViolation } from "../transport/vhost_user/rules.ts";
 import { type ControlEnd, ControlReader, WISH } from "./control.ts";
+import { ControlSocket } from "./control_socket.ts";
+import { MessageLimit } from "./message_limit.ts";
+import { Observers, type ObserveStart } from "./observers.ts";
+import { resizeServed } from "./resize.ts";
+import { servedReport } from "./statistics.ts";
+import { JournalFile } from "./journal_file.ts";
 import { UringHost } from "./uring_host.ts";
 import { VhostUserServer } from "./vhost_user_server.ts";
 import { Watches } from "./watches.ts";
@@ -38,13 +41,17 @@ export interface ThreadStart {
   /** How long to look for something to do before sleeping. */
   readonly pollNanoseconds: number;
   readonly control: ControlEnd;
+  /** Where to make a socket for commands, if anywhere. */
+  readonly controlPath: string | null;
+  readonly observe: ObserveStart;
 }
 
 /** What the thread tells. */
 export type ThreadNews =
   | { readonly news: "ready"; readonly sizeBytes: number; readonly format: string }
   | { readonly news: "message"; readonly text: string; readonly hint?: string }
-  | { readonly news: "statistics"; readonly text: string }
+  /** The numbers in shared memory are up to date. */
+  | { readonly news: "statistics" }
   | { readonly news: "ended"; readonly error?: { readonly message: string; readonly hint?: string } };
 
 /** Turns of microtasks between two looks at the ring, while something is in flight: a chain of promises goes on in them. */
@@ -58,6 +65,7 @@ const scope = globalThis as unknown as {
 scope.onmessage = async ({ data }) => {
   try {
     await serve(data);
+    messages.tellOmitted();
     scope.postMessage({ news: "ended" });
   } catch (error) {
     const { message, hint } = error as Error & { hint?: string };
@@ -66,13 +74,16 @@ scope.onmessage = async ({ data }) => {
 };
 
 async function serve(start: ThreadStart): Promise<void> {
+  const observers = await Observers.create(start.observe, tell);
   using engine = new UringEngine({ drivenBy: "owner", entries: 512 });
   const loop = new Loop(engine, start.pollNanoseconds);
-  const image = await loop.until(openServed(start, engine));
+  const journals: JournalFile[] = [];
+  const image = await loop.until(openServed(start, engine, journals));
   try {
-    await serveImage(start, engine, loop, image);
+    await serveImage(start, engine, loop, image, observers);
   } finally {
     await loop.until(closeImage(image));
+    for (const journal of journals) journal.remove();
   }
 }
 
@@ -84,23 +95,33 @@ async function closeImage(image: Image): Promise<void> {
   }
 }
 
-async function openServed(start: ThreadStart, engine: UringEngine): Promise<Image> {
-  const { direct, ignoreFlush, ignoreDiscard } = start;
+async function openServed(start: ThreadStart, engine: UringEngine, journals: JournalFile[]): Promise<Image> {
+  const { direct, ignoreFlush, ignoreDiscard, socketPath } = start;
+  const journal = (identity: string) => {
+    const file = new JournalFile(`${socketPath}.journal`, identity);
+    journals.push(file);
+    return file;
+  };
   const image = await openImage(start.image, {
     ...start.open,
     openFile: (path, files) => UringFileStorage.open(path, { ...files, direct, engine }),
+    // Whoever starts us again after a kill does it with the same socket.
+    journal: socketPath === null ? undefined : journal,
   });
   return ignoreFlush || ignoreDiscard ? new PolicyImage(image, { ignoreFlush, ignoreDiscard }) : image;
 }
 
-async function serveImage(start: ThreadStart, engine: UringEngine, loop: Loop, image: Image): Promise<void> {
-  const hostError = (error: BlockError) => tell(error.message, error.hint);
-  const device = new BlkDevice(image, start.device, { hostError });
+async function serveImage(
+  start: ThreadStart,
+  engine: UringEngine,
+  loop: Loop,
+  image: Image,
+  observers: Observers,
+): Promise<void> {
+  const device = new BlkDevice(image, start.device, observers.device);
   const watches = new Watches(engine);
   const host = new UringHost(engine, watches);
-  const refused = (violation: Parameters<typeof formatVhostUserViolation>[0]) =>
-    tell(formatVhostUserViolation(violation));
-  const backEnd = new VhostUserBackEnd(device, host, { refused });
+  const backEnd = new VhostUserBackEnd(device, host, observers.session);
   const listener = start.socketPath === null ? UnixServer.adopt(start.passed) : UnixServer.listen(start.socketPath);
   if (listener === null) throw new Error("no socket was passed to this process (LISTEN_FDS)");
   let stopping: Promise<void> | null = null;
@@ -108,46 +129,53 @@ async function serveImage(start: ThreadStart, engine: UringEngine, loop: Loop, i
     stopping ??= server.stop();
   };
   const server = new VhostUserServer(listener, backEnd, host, watches, {
-    connected: () => {},
+    connected: () => observers.connected(),
     ended: (reason) => {
-      if (reason.kind === "refused") tell(endText(reason), REFUSED_HINT);
+      observers.disconnected(reason);
       if (start.once) stop();
+    },
+  });
+  const refresh = () => observers.refresh(device, image, host.kickCount);
+  const commands = start.controlPath === null ? null : new ControlSocket(start.controlPath, watches, {
+    resize: async (request) => ({ size: await resizeServed(request, device, image) }),
+    statistics: () => {
+      refresh();
+      return { ...servedReport(observers.figures) };
+    },
+    stop: () => {
+      stop();
+      return {};
     },
   });
   const control = new ControlReader(start.control);
   const watch = watches.add(control.descriptor, () => {
     const wishes = control.take();
-    if ((wishes & WISH.statistics) !== 0) scope.postMessage({ news: "statistics", text: statisticsText(device) });
+    if ((wishes & WISH.statistics) !== 0) {
+      refresh();
+      scope.postMessage({ news: "statistics" });
+    }
     if ((wishes & WISH.stop) !== 0) stop();
   });
   scope.postMessage({ news: "ready", sizeBytes: image.sizeBytes, format: image.format });
   await loop.run({
     isOver: () => stopping !== null,
-    isBusy: () => device.inFlightCount > 0 || server.busy,
-    poll: host.polls ? () => host.pollRings() : () => {},
+    isBusy: () => device.inFlightCount > 0 || server.busy || (commands?.busy ?? false),
+    inFlight: () => device.inFlightCount,
+    look: () => device.poll(),
+    endLooking: () => device.endPolling(),
     mustPoll: () => host.polls,
+    poll: () => host.pollRings(),
   });
   await loop.until(stopping!);
+  refresh();
   watch.close();
+  commands?.close();
 }
 
-const REFUSED_HINT =
-  "if it is QEMU, its memory must be shared: -object memory-backend-memfd,id=mem,share=on,size=... " +
-  "-numa node,memdev=mem";
-
-function endText(reason: EndReason & { kind: "refused" }): string {
-  return `the front-end was refused: ${formatVhostUserViolation(reason.violation)}`;
-}
-
-function statisticsText({ counters, inFlightCount }: BlkDevice): string {
-  const { popped, batches, calls, callsSuppressed } = counters;
-  const perBatch = batches === 0 ? 0 : counters.published / batches;
-  return `${popped} requests in ${batches} batches (${perBatch.toFixed(1)} each), ${inFlightCount} in flight; ` +
-    `${calls} calls, ${callsSuppressed} suppressed`;
-}
+const messages = new MessageLimit((text, hint) => scope.postMessage({ news: "message", text, hint }));
 
 function tell(text: string, hint?: string): void {
-  scope.postMessage({ news: "message", text, hint });
+  messages.say(text, hint);
 }
 
 /** What the loop asks. */
@@ -155,18 +183,25 @@ interface Work {
   isOver(): boolean;
   /** Whether promises are on their way that no result of the ring need wake. */
   isBusy(): boolean;
-  poll(): void;
+  /** Requests that have not ended. */
+  inFlight(): number;
+  /** Looks for requests without being notified; returns whether there were any. */
+  look(): boolean;
+  /** Leaves it to the drivers to notify from here on; what is there is carried out. */
+  endLooking(): void;
+  /** Rings that nobody gives notice of. */
   mustPoll(): boolean;
+  poll(): void;
 }
 
 /** Waits for the ring, and lets promises go on, without Deno's event loop. */
 class Loop {
   readonly #engine: UringEngine;
-  readonly #pollNanoseconds: number;
+  readonly #patience: Patience;
 
   constructor(engine: UringEngine, pollNanoseconds: number) {
     this.#engine = engine;
-    this.#pollNanoseconds = pollNanoseconds;
+    this.#patience = new Patience(pollNanoseconds / 1e6);
   }
 
   /** Runs until a promise ends, as it does. */
@@ -189,35 +224,81 @@ class Loop {
 
   async run(work: Work): Promise<void> {
     const engine = this.#engine;
+    const patience = this.#patience;
     while (!work.isOver()) {
       if (work.isBusy()) {
-        await this.#turns();
+        await this.#settle(work);
+        // Drivers must be able to wake us, not only what is under way.
+        work.endLooking();
         // With nothing under way in the ring only promises can go on.
         engine.pollOnce(engine.active > 0 && !work.mustPoll() ? -1 : 0);
+        patience.found();
       } else if (work.mustPoll()) {
         work.poll();
         engine.pollOnce(0);
+      } else if (patience.isLeft) {
+        const found = work.look();
+        if (engine.pollOnce(0) > 0 || found) patience.found();
       } else {
-        this.#wait();
+        work.endLooking();
+        // What was found then is carried out, and its calls are submitted with the wait.
+        if (!work.isBusy()) patience.sleep(() => engine.pollOnce(-1));
       }
       // What ended without being waited for, such as a connection.
       await undefined;
     }
   }
 
-  /** Looks for a while, then sleeps. */
-  #wait(): void {
-    const engine = this.#engine;
-    if (this.#pollNanoseconds > 0) {
-      const end = performance.now() + this.#pollNanoseconds / 1e6;
-      do {
-        if (engine.pollOnce(0) > 0) return;
-      } while (performance.now() < end);
-    }
-    engine.pollOnce(-1);
+  /** Lets promises go on as long as there are requests that wait for no result of the ring. */
+  async #settle(work: Work): Promise<void> {
+    for (let i = 0; i < TURNS && (work.inFlight() > this.#engine.active || work.inFlight() === 0); i++) await undefined;
   }
 
   async #turns(): Promise<void> {
     for (let i = 0; i < TURNS; i++) await undefined;
+  }
+}
+
+/** The clock is looked at only now and then: that costs as much as a look at a ring. */
+const LOOKS_BETWEEN_CLOCKS = 16;
+/** What it begins with when it pays again. */
+const SHORT_PATIENCE_MS = 0.004;
+
+/**
+ * How long to look for something to do before sleeping. As QEMU's: longer when a little more would have found what woke
+ * us, not at all when it would not.
+ */
+class Patience {
+  readonly #mostMs: number;
+  #nowMs: number;
+  #since = performance.now();
+  #looks = 0;
+
+  constructor(mostMs: number) {
+    this.#mostMs = mostMs;
+    this.#nowMs = mostMs;
+  }
+
+  /** Whether to look once more. */
+  get isLeft(): boolean {
+    if (this.#nowMs === 0) return false;
+    if (++this.#looks % LOOKS_BETWEEN_CLOCKS !== 0) return true;
+    return performance.now() - this.#since < this.#nowMs;
+  }
+
+  /** There was something: the time begins again. */
+  found(): void {
+    if (this.#nowMs > 0) this.#since = performance.now();
+  }
+
+  /** Sleeps, and learns from how long it was. */
+  sleep(action: () => void): void {
+    if (this.#mostMs === 0) return action();
+    const before = performance.now();
+    action();
+    this.#since = performance.now();
+    const inVainMs = this.#since - before + this.#nowMs;
+    if (inVainMs > this.#mostMs) this.#nowMs = 0;
+    else this.#nowMs = Math.min(this.#mostMs, Math.max(SHORT_PATIENCE_MS, 2 * this.#nowMs));
   }
 }

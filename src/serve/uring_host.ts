@@ -6,30 +6,28 @@
  */
 
 import { EventFd } from "../host/event_fd.ts";
-import { OP } from "../host/io_uring_layout.ts";
 import { close, memfdCreate } from "../host/libc.ts";
-import { addressOf, Mapping } from "../host/mapping.ts";
+import { Mapping } from "../host/mapping.ts";
 import { UnixConnection } from "../host/unix_connection.ts";
 import type { UringEngine } from "../storage/uring_engine.ts";
 import type { BackendChannel, Closable, MappedBytes, Notifier, VhostUserHost } from "../transport/vhost_user/seams.ts";
+import { CallNotifiers, checkEventFd } from "./call_notifier.ts";
 import type { Watches } from "./watches.ts";
-
-/** What is written to an eventfd: the number 1, at an address that the kernel can read at any time. */
-const ONE = new BigUint64Array([1n]);
 
 /** The machine, as far as one thread's io_uring goes. */
 export class UringHost implements VhostUserHost {
   readonly #engine: UringEngine;
   readonly #watches: Watches;
-  /** For results that nobody wants to know. */
-  readonly #owner: number;
+  readonly #calls: CallNotifiers;
   /** Rings without a kick descriptor, to be looked at again and again. */
   readonly #polled = new Set<() => void>();
+  /** Kicks that came, as far as they were seen: several may have become one. */
+  kickCount = 0;
 
   constructor(engine: UringEngine, watches: Watches) {
     this.#engine = engine;
     this.#watches = watches;
-    this.#owner = engine.register(() => {});
+    this.#calls = new CallNotifiers(engine);
   }
 
   /** Whether there are rings that have to be polled. */
@@ -60,20 +58,7 @@ export class UringHost implements VhostUserHost {
   }
 
   notifier(fd: number): Notifier {
-    const engine = this.#engine;
-    const owner = this.#owner;
-    const address = addressOf(ONE.buffer);
-    return {
-      // Submitted with whatever else there is; a front-end that lets the counter fill up holds up nobody but itself.
-      signal: () => {
-        const { ring } = engine;
-        while (!ring.prepare(owner, 0, OP.WRITE, fd, address, 8, 0, 0, 0, ring.silent)) engine.makeRoom();
-      },
-      close: () => {
-        engine.ring.submit();
-        close(fd);
-      },
-    };
+    return this.#calls.take(fd);
   }
 
   watchKicks(fd: number | null, onKick: () => void): Closable {
@@ -81,14 +66,22 @@ export class UringHost implements VhostUserHost {
       this.#polled.add(onKick);
       return { close: () => this.#polled.delete(onKick) };
     }
+    checkEventFd(fd);
     const kicks = new EventFd(fd);
     // Each kick wakes the watch, whatever the counter is; to empty it every time would take two system calls. It is
     // emptied in the end: the front-end may take a kick that is left in it for a new one.
-    const watch = this.#watches.add(fd, onKick);
+    const watch = this.#watches.add(fd, () => {
+      this.kickCount++;
+      onKick();
+    });
     return {
       close: () => {
         watch.close();
-        kicks.drain();
+        try {
+          kicks.drain();
+        } catch {
+          // It was no eventfd after all.
+        }
         kicks.close();
       },
     };

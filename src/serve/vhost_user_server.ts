@@ -15,6 +15,9 @@ import type { Watch, Watches } from "./watches.ts";
 /** A front-end that does not take its replies for so long is given up. */
 const SEND_TIMEOUT_MS = 1000;
 
+/** A front-end that sends without end must not keep the thread from requests. A right one never sends so much at once. */
+const READS_PER_TURN = 256;
+
 /** Whom a server tells. */
 export interface ServerEvents {
   connected(): void;
@@ -72,8 +75,9 @@ export class VhostUserServer {
     const socket = this.#listener.accept(0);
     if (socket === null) return;
     const connection = this.#backEnd.open((message, fds) => this.#send(socket, connection, message, fds));
-    const watch = this.#watches.add(socket.descriptor, () => this.#read(socket, connection));
-    connection.onReady = () => this.#read(socket, connection);
+    const read = () => this.#read(socket, connection) || watch.again();
+    const watch = this.#watches.add(socket.descriptor, read);
+    connection.onReady = read;
     this.#events.connected();
     const end = (reason: EndReason) => {
       watch.close();
@@ -82,26 +86,32 @@ export class VhostUserServer {
       this.#accept();
     };
     connection.closed.then(end);
-    this.#read(socket, connection);
+    read();
   }
 
-  #read(socket: UnixConnection, connection: VhostUserConnection): void {
+  /** Reads what is there, but not without end; returns whether that was all. */
+  #read(socket: UnixConnection, connection: VhostUserConnection): boolean {
     using descriptors = new DescriptorList();
-    while (connection.wantedBytes > 0) {
+    for (let left = READS_PER_TURN; connection.wantedBytes > 0; left--) {
+      if (left === 0) return false;
       const bytes = new Uint8Array(connection.wantedBytes);
       let count: number;
       try {
         count = socket.receiveSome(bytes, descriptors);
       } catch {
         // Too many descriptors, or a socket that is gone: what came is closed.
-        return connection.disconnected();
+        count = 0;
       }
-      if (count < 0) return;
-      if (count === 0) return connection.disconnected();
+      if (count < 0) break;
+      if (count === 0) {
+        connection.disconnected();
+        break;
+      }
       const fds: number[] = [];
       for (let fd = descriptors.take(); fd !== null; fd = descriptors.take()) fds.push(fd);
       connection.receive(bytes.subarray(0, count), fds);
     }
+    return true;
   }
 
   #send(

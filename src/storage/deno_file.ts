@@ -12,8 +12,11 @@
  */
 
 import { canPunchHoles, type HoleMode, HolePuncher } from "../host/fallocate.ts";
+import { FileLock } from "../host/file_lock.ts";
+import { HostUnavailable, libcProblem } from "../host/libc.ts";
 import { SegmentList } from "../memory/segment_list.ts";
 import { BlockError, type BlockOperation } from "./block_error.ts";
+import { imageLockWish, lockedError } from "./image_lock.ts";
 import type { Completion, Storage } from "./storage.ts";
 
 /** How to open a file. */
@@ -50,6 +53,8 @@ export class DenoFileStorage implements Storage {
   #puncher: HolePuncher | null | undefined;
   /** What the file system can't do. */
   readonly #unable = new Set<HoleMode>();
+  /** QEMU's lock, where it can be had. Deno's own goes with the file. */
+  #lock: FileLock | null = null;
 
   private constructor(name: string, file: Deno.FsFile, readOnly: boolean, fixedSize: boolean, identity: string | null) {
     this.identity = identity;
@@ -61,7 +66,8 @@ export class DenoFileStorage implements Storage {
 
   /**
    * Opens a file or block device, and takes an advisory lock on it: exclusive for writing, shared for reading, so
-   * that nobody writes what somebody else uses.
+   * that nobody writes what somebody else uses. Where the right to call foreign functions was given, QEMU's lock is
+   * taken as well, so that this goes for QEMU too.
    *
    * @throws BlockError
    */
@@ -81,6 +87,7 @@ export class DenoFileStorage implements Storage {
       const identity = stat.ino === null ? null : `${stat.dev}:${stat.ino}`;
       const storage = new DenoFileStorage(path, file, readOnly, stat.isBlockDevice === true, identity);
       if (options.portable) storage.#puncher = null;
+      else if (!options.share) storage.#lock = lockAsQemu(path, readOnly, stat);
       return storage;
     } catch (error) {
       file?.close();
@@ -204,6 +211,7 @@ export class DenoFileStorage implements Storage {
     if (this.#closed) return;
     this.#closed = true;
     this.#puncher?.close();
+    this.#lock?.release();
     this.#file.close();
   }
 
@@ -284,17 +292,34 @@ export function checkIsDisk(stat: Deno.FileInfo, path: string): void {
 function lock(file: Deno.FsFile & TryLock, path: string, readOnly: boolean): void {
   // Deno 2.4 can only wait for a lock; an image that hangs is worse than one without a lock.
   if (file.tryLockSync === undefined || file.tryLockSync(!readOnly)) return;
-  throw new BlockError({
-    kind: "locked",
-    path,
-    operation: "open",
-    reason: readOnly
-      ? `Failed to get shared "write" lock: another process has the image open for writing`
-      : `Failed to get "write" lock: another process has the image open`,
-    hint: readOnly
-      ? "close the other process first, or give -U (--force-share) to read anyway, at the risk of torn data"
-      : "close the other process first; if it only reads, -r opens the image beside it",
-  });
+  throw lockedError(path, readOnly);
+}
+
+/** Deno gives nobody the descriptor of a file, so the lock has one of its own. */
+function lockAsQemu(path: string, readOnly: boolean, { dev, ino }: Deno.FileInfo): FileLock | null {
+  if (libcProblem() !== null) return null;
+  let lock: ReturnType<typeof FileLock.acquireByName>;
+  try {
+    lock = FileLock.acquireByName(path, imageLockWish(readOnly));
+  } catch (error) {
+    // A libc that is not glibc: no lock is better than no image.
+    if (error instanceof HostUnavailable) return null;
+    throw error;
+  }
+  if (!(lock instanceof FileLock)) throw lockedError(path, readOnly, lock.reason);
+  // The name may stand for another file by now, which is not ours to lock.
+  if (isNameOf(path, dev, ino)) return lock;
+  lock.release();
+  return null;
+}
+
+function isNameOf(path: string, dev: number, ino: number | null): boolean {
+  try {
+    const now = Deno.statSync(path);
+    return now.dev === dev && now.ino === ino;
+  } catch {
+    return false;
+  }
 }
 
 /** What the user can do about a failure to open a file. */

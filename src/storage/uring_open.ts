@@ -9,6 +9,7 @@ import { FileLock } from "../host/file_lock.ts";
 import * as host from "../host/libc.ts";
 import { BlockError } from "./block_error.ts";
 import { checkIsDisk, openHint } from "./deno_file.ts";
+import { imageLockWish, lockedError } from "./image_lock.ts";
 
 /** Refuses what is no disk, and what Deno's user has not allowed: libc would not ask. */
 export function checkName(path: string, readOnly: boolean): void {
@@ -69,20 +70,8 @@ export function openFailure(error: unknown, path: string, readOnly: boolean): Bl
 
 /** As QEMU for a disk that a guest has, and as `DenoFileStorage`: one who writes is alone, readers share. */
 export function takeLock(descriptor: number, path: string, readOnly: boolean): FileLock {
-  const lock = FileLock.acquire(descriptor, {
-    uses: readOnly ? ["consistent read"] : ["consistent read", "write", "resize"],
-    refuses: ["write", "resize"],
-  });
-  const isHeld = lock instanceof FileLock;
-  if (isHeld && host.tryFlock(descriptor, !readOnly)) return lock;
-  const who = readOnly ? "another process has the image open for writing" : "another process has the image open";
-  throw new BlockError({
-    kind: "locked",
-    path,
-    operation: "open",
-    reason: `${isHeld ? `Failed to get ${readOnly ? "shared " : ""}"write" lock` : lock.reason}: ${who}`,
-    hint: readOnly
-      ? "close the other process first, or give -U (--force-share) to read anyway, at the risk of torn data"
-      : "close the other process first; if it only reads, -r opens the image beside it",
-  });
+  const lock = FileLock.acquire(descriptor, imageLockWish(readOnly));
+  if (!(lock instanceof FileLock)) throw lockedError(path, readOnly, lock.reason);
+  if (host.tryFlock(descriptor, !readOnly)) return lock;
+  throw lockedError(path, readOnly);
 }

@@ -23,13 +23,18 @@ export function explainLines({ violation, consequence, queue, head, descriptors 
   const { rule, section, expected, found } = violation;
   const places = [queue === undefined ? [] : `queue ${queue}`, head === undefined ? [] : `head ${head}`].flat();
   return [
-    `the driver broke a rule: ${rule} (VIRTIO 1.4 §${section})`,
+    `the driver broke a rule: ${rule} (${sourceOf(section)})`,
     ...places.length === 0 ? [] : [`  where        ${places.join(", ")}`],
     `  expected     ${expected}`,
     `  found        ${found}`,
     `  consequence  ${CONSEQUENCES[consequence]}`,
     ...descriptorLines(descriptors).map((line, i) => `  ${(i === 0 ? "chain" : "").padEnd(11)}  ${line}`),
   ];
+}
+
+/** Sections of VIRTIO are numbers; the vhost-user protocol's have titles. */
+function sourceOf(section: string): string {
+  return /^\d/.test(section) ? `VIRTIO 1.4 §${section}` : `vhost-user, "${section}"`;
 }
 
 /** A sink that explains broken rules and leaves out everything else. */

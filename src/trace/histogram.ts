@@ -7,53 +7,76 @@
 
 const STEPS = 16;
 const POWERS = 40;
+const COUNT = 0;
+const SUM = 1;
+const MAX = 2;
+const BUCKETS = 3;
+
+/** How many numbers a histogram is. */
+export const HISTOGRAM_NUMBERS: number = BUCKETS + (POWERS + 1) * STEPS;
 
 /** Counts values from 0 to 2^40. */
 export class Histogram {
-  readonly #counts = new Float64Array((POWERS + 1) * STEPS);
-  #count = 0;
-  #sum = 0;
-  #max = 0;
+  readonly #numbers: Float64Array;
+
+  /** Counts in an array of `HISTOGRAM_NUMBERS`, which others may look at meanwhile; in one of its own by default. */
+  constructor(numbers: Float64Array = new Float64Array(HISTOGRAM_NUMBERS)) {
+    this.#numbers = numbers;
+  }
 
   /** Counts a value. */
   add(value: number): void {
+    const numbers = this.#numbers;
     const whole = Math.max(0, Math.min(2 ** POWERS - 1, Math.floor(value)));
-    this.#counts[bucketOf(whole)]++;
-    this.#count++;
-    this.#sum += value;
-    if (value > this.#max) this.#max = value;
+    numbers[BUCKETS + bucketOf(whole)]++;
+    numbers[COUNT]++;
+    numbers[SUM] += value;
+    if (value > numbers[MAX]) numbers[MAX] = value;
   }
 
   /** How many values were counted. */
   get count(): number {
-    return this.#count;
+    return this.#numbers[COUNT];
+  }
+
+  /** All of them together. */
+  get sum(): number {
+    return this.#numbers[SUM];
   }
 
   /** Their mean; 0 when there are none. */
   get mean(): number {
-    return this.#count === 0 ? 0 : this.#sum / this.#count;
+    return this.count === 0 ? 0 : this.sum / this.count;
   }
 
   /** The largest. */
   get max(): number {
-    return this.#max;
+    return this.#numbers[MAX];
   }
 
   /** The value that `share` (0 to 1) of all values do not exceed, to within the width of a step. */
   percentile(share: number): number {
-    const wanted = Math.max(1, Math.ceil(share * this.#count));
+    const wanted = Math.max(1, Math.ceil(share * this.count));
     let seen = 0;
-    for (let bucket = 0; bucket < this.#counts.length; bucket++) {
-      seen += this.#counts[bucket];
-      if (seen >= wanted) return Math.min(this.#max, upperEdge(bucket));
+    for (let bucket = 0; bucket < this.#numbers.length - BUCKETS; bucket++) {
+      seen += this.#numbers[BUCKETS + bucket];
+      if (seen >= wanted) return Math.min(this.max, upperEdge(bucket));
     }
-    return this.#max;
+    return this.max;
+  }
+
+  /** How many values are below a power of two from 16 on. */
+  countBelow(limit: number): number {
+    const end = limit >= 2 ** POWERS ? this.#numbers.length - BUCKETS : bucketOf(limit);
+    let seen = 0;
+    for (let bucket = 0; bucket < end; bucket++) seen += this.#numbers[BUCKETS + bucket];
+    return seen;
   }
 }
 
 function bucketOf(value: number): number {
   if (value < STEPS) return value;
-  const power = Math.floor(Math.log2(value));
+  const power = value < 2 ** 31 ? 31 - Math.clz32(value) : Math.floor(Math.log2(value));
   return (power - 3) * STEPS + Math.floor(value / 2 ** (power - 4)) - STEPS;
 }
 

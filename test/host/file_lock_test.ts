@@ -1,6 +1,8 @@
 import { assert, assertEquals } from "@std/assert";
 import { FileLock, type LockWish } from "../../src/host/file_lock.ts";
-import { close, O, open } from "../../src/host/libc.ts";
+import { close, O, open as openFile } from "../../src/host/libc.ts";
+import { DenoFileStorage } from "../../src/storage/deno_file.ts";
+import type { Storage } from "../../src/storage/storage.ts";
 import { UringFileStorage } from "../../src/storage/uring_file.ts";
 import { requires } from "../requires.ts";
 import { failureOf, Folder, run, tryRun } from "../storage/support.ts";
@@ -35,7 +37,7 @@ Deno.test({
     const path = folder.file("disk", new Uint8Array(512));
     const before = openDescriptors();
     for (const [first, second, reason] of MEETINGS) {
-      const [a, b] = [open(path, O.RDWR), open(path, O.RDONLY)];
+      const [a, b] = [openFile(path, O.RDWR), openFile(path, O.RDONLY)];
       const held = FileLock.acquire(a, first);
       assert(held instanceof FileLock);
       const outcome = FileLock.acquire(b, second);
@@ -85,6 +87,14 @@ function make(folder: Folder, format: string): string {
 
 const needs = requires("qemu-io", "qemu-img").ignore ? { ignore: true } : requiresUring();
 
+type Open = (path: string, options: { readOnly: boolean; share?: boolean }) => Storage;
+
+/** Both ways to open a file, which must lock it alike. */
+const ENGINES: readonly (readonly [name: string, open: Open])[] = [
+  ["the io_uring engine", UringFileStorage.open],
+  ["the portable engine", DenoFileStorage.open],
+];
+
 /** How qemu-io has the image, how we want it, and whether we get it. */
 const AFTER_QEMU: readonly (readonly [format: string, args: string[], readOnly: boolean, reason: string | null])[] = [
   ["raw", [], false, 'Failed to get shared "write" lock: another process has the image open'],
@@ -97,27 +107,29 @@ const AFTER_QEMU: readonly (readonly [format: string, args: string[], readOnly: 
   ["qcow2", ["-r"], true, null],
 ];
 
-for (const [format, args, readOnly, reason] of AFTER_QEMU) {
-  const [theirs, ours] = [args.length > 0 ? "reads" : "writes", readOnly ? "read" : "write"];
-  Deno.test({
-    name: `while qemu-io ${theirs} a ${format} image, vblk ${reason ? "may not" : "may"} ${ours} it`,
-    ...needs,
-    async fn() {
-      using folder = new Folder();
-      const path = make(folder, format);
-      {
-        await using _qemu = await QemuIo.open("-f", format, ...args, path);
-        if (reason === null) {
-          UringFileStorage.open(path, { readOnly }).close();
-        } else {
-          const { kind, message } = await failureOf(() => UringFileStorage.open(path, { readOnly }));
-          assertEquals([kind, message], ["locked", `Could not open '${path}': ${reason}`]);
-          UringFileStorage.open(path, { readOnly, share: true }).close();
+for (const [engine, open] of ENGINES) {
+  for (const [format, args, readOnly, reason] of AFTER_QEMU) {
+    const [theirs, ours] = [args.length > 0 ? "reads" : "writes", readOnly ? "read" : "write"];
+    Deno.test({
+      name: `${engine}: while qemu-io ${theirs} a ${format} image, vblk ${reason ? "may not" : "may"} ${ours} it`,
+      ...needs,
+      async fn() {
+        using folder = new Folder();
+        const path = make(folder, format);
+        {
+          await using _qemu = await QemuIo.open("-f", format, ...args, path);
+          if (reason === null) {
+            open(path, { readOnly }).close();
+          } else {
+            const { kind, message } = await failureOf(() => open(path, { readOnly }));
+            assertEquals([kind, message], ["locked", `Could not open '${path}': ${reason}`]);
+            open(path, { readOnly, share: true }).close();
+          }
         }
-      }
-      UringFileStorage.open(path, { readOnly }).close();
-    },
-  });
+        open(path, { readOnly }).close();
+      },
+    });
+  }
 }
 
 /** How we have the image, how qemu-io wants it, and what it says. */
@@ -133,21 +145,49 @@ const BEFORE_QEMU: readonly (readonly [format: string, readOnly: boolean, args: 
   ["qcow2", true, ["-r"], null],
 ];
 
-for (const [format, readOnly, args, reason] of BEFORE_QEMU) {
-  const [ours, theirs] = [readOnly ? "reads" : "writes", args.length > 0 ? `read (${args.join(" ")})` : "write"];
-  Deno.test({
-    name: `while vblk ${ours} a ${format} image, qemu-io ${reason ? "may not" : "may"} ${theirs} it`,
-    ...needs,
-    fn() {
-      using folder = new Folder();
-      const path = make(folder, format);
-      const storage = UringFileStorage.open(path, { readOnly });
-      const command = ["-f", format, ...args, "-c", "read 0 512", path];
-      const { success, text } = tryRun("qemu-io", ...command);
-      assertEquals(success, reason === null, text);
-      if (reason !== null) assert(text.includes(reason), text);
-      storage.close();
-      assertEquals(tryRun("qemu-io", ...command).success, true);
-    },
-  });
+for (const [engine, open] of ENGINES) {
+  for (const [format, readOnly, args, reason] of BEFORE_QEMU) {
+    const [ours, theirs] = [readOnly ? "reads" : "writes", args.length > 0 ? `read (${args.join(" ")})` : "write"];
+    Deno.test({
+      name: `${engine}: while vblk ${ours} a ${format} image, qemu-io ${reason ? "may not" : "may"} ${theirs} it`,
+      ...needs,
+      fn() {
+        using folder = new Folder();
+        const path = make(folder, format);
+        const storage = open(path, { readOnly });
+        const command = ["-f", format, ...args, "-c", "read 0 512", path];
+        const { success, text } = tryRun("qemu-io", ...command);
+        assertEquals(success, reason === null, text);
+        if (reason !== null) assert(text.includes(reason), text);
+        storage.close();
+        assertEquals(tryRun("qemu-io", ...command).success, true);
+      },
+    });
+  }
 }
+
+Deno.test({
+  name: "a lock by name has a descriptor of its own: others come and go, and release() gives it back, once",
+  ...requiresLibc(),
+  fn() {
+    using folder = new Folder();
+    const path = folder.file("disk", new Uint8Array(512));
+    const before = openDescriptors();
+    const held = FileLock.acquireByName(path, WRITER);
+    assert(held instanceof FileLock);
+    close(openFile(path, O.RDWR));
+    const refused = FileLock.acquireByName(path, READER);
+    assert(!(refused instanceof FileLock));
+    assertEquals(refused.reason, 'Failed to get shared "write" lock');
+    held.release();
+    // Its number is another file's by now.
+    const other = openFile(path, O.RDONLY);
+    held.release();
+    assert(openDescriptors().includes(other), "a second release closed what was not its own");
+    close(other);
+    const again = FileLock.acquireByName(path, WRITER);
+    assert(again instanceof FileLock);
+    again.release();
+    assertEquals(openDescriptors(), before);
+  },
+});

@@ -232,6 +232,7 @@ export class ClusterWriter {
     const zeroBefore = isExtended && kind !== COMPRESSED ? entry.zeroBits : 0;
     if (isNew) this.#tables.releasePlace(kind);
     writeEntry(slice, at, hostOffset, true, false);
+    this.#tables.journal?.note(start);
     if (!isExtended) return;
     const added = bits(Math.floor(data.from / this.#subclusterBytes), Math.ceil(data.to / this.#subclusterBytes));
     writeSubclusters(slice, at, (allocatedBefore | added) >>> 0, (zeroBefore & ~added) >>> 0);

@@ -53,6 +53,7 @@ export class CompressedWriter {
     this.#tables.releasePlace(this.#writer.readEntry(slice, start));
     writeCompressedEntry(slice, at, hostOffset, data.byteLength, file.header.clusterBits);
     if (mapping.subclusters > 1) writeSubclusters(slice, at, 0, 0);
+    tables.journal?.note(start);
   }
 
   /** A place for so many bytes; the clusters that they touch are counted. */

@@ -8,6 +8,7 @@ import { BlockError } from "../../storage/block_error.ts";
 import type { Storage } from "../../storage/storage.ts";
 import type { OldContents } from "./cluster_writer.ts";
 import { type Qcow2Header, readHeader } from "./header.ts";
+import type { JournalStore } from "./journal.ts";
 import type { Qcow2Mapping } from "./mapping.ts";
 import { Qcow2File } from "./qcow2_file.ts";
 import { AUTOCLEAR, EXTENSION } from "./qcow2_layout.ts";
@@ -23,12 +24,18 @@ const REFCOUNT_CACHE_PART = 1 / 8;
  * Refuses an image that is known to be damaged, repairs the refcounts of one that was not closed, and says in the
  * file that features which vblk does not know are not kept up ("autoclear_features").
  *
+ * What a process that was killed had in memory is taken from its journal.
+ *
  * Bitmaps that are not kept up any more ("Bitmaps extension") are forgotten.
  *
  * @returns the header as it is now
  * @throws BlockError
  */
-export async function prepareForWriting(storage: Storage, header: Qcow2Header): Promise<Qcow2Header> {
+export async function prepareForWriting(
+  storage: Storage,
+  header: Qcow2Header,
+  journal?: JournalStore,
+): Promise<Qcow2Header> {
   if (header.corrupt) {
     throw new BlockError({
       kind: "corrupt",
@@ -40,6 +47,11 @@ export async function prepareForWriting(storage: Storage, header: Qcow2Header): 
   }
   let current = header;
   if (current.dirty) {
+    // Without the dirty bit somebody else has written to the image since, or the last one closed it as he should.
+    const notes = journal?.read();
+    if (notes !== undefined && notes.byteLength > 0) {
+      await (await import("./journal.ts")).replayJournal(storage, current, notes);
+    }
     const { repairDirty } = await import("./repair.ts");
     await repairDirty(storage, current);
     current = await readHeader(storage);
@@ -67,7 +79,7 @@ export async function openWriter(
   header: Qcow2Header,
   mapping: Qcow2Mapping,
   old: OldContents,
-  options: { noFlush?: boolean; discards?: boolean },
+  options: { noFlush?: boolean; discards?: boolean; journal?: JournalStore },
 ): Promise<Qcow2Writer> {
   const file = new Qcow2File(storage, data, header, options.noFlush);
   const cacheBytes = mapping.cache.capacity * mapping.sliceBytes * REFCOUNT_CACHE_PART;
@@ -82,6 +94,11 @@ export async function openWriter(
     tables.bitmaps = await PersistentBitmaps.open(storage, header);
     await tables.bitmaps.prepareForWriting();
     noteDirectory(file);
+  }
+  if (options.journal !== undefined) {
+    const { ChangeJournal } = await import("./journal.ts");
+    options.journal.clear();
+    tables.journal = new ChangeJournal(options.journal);
   }
   return new Qcow2Writer(tables, old);
 }

@@ -16,6 +16,7 @@ import { type Extent, type Image, type ImageDetails, SECTOR_BYTES } from "../ima
 import type { OldContents } from "./cluster_writer.ts";
 import { detailsOf } from "./details.ts";
 import { type Qcow2Header, readHeader } from "./header.ts";
+import type { JournalStore } from "./journal.ts";
 import { Qcow2Mapping } from "./mapping.ts";
 import { openWriter, prepareForWriting } from "./open_for_writing.ts";
 import { L1_MAX_BYTES, L2_CACHE_DEFAULT_BYTES } from "./qcow2_layout.ts";
@@ -42,6 +43,8 @@ export interface Qcow2Options {
   noFlush?: boolean;
   /** Whether clusters that become free are discarded in the storage, where it can. Default: true. */
   discards?: boolean;
+  /** Keeps unflushed changes of tables, so that nothing is lost when this process is killed. */
+  journal?: JournalStore;
   /** Show the disk as it was in an internal snapshot, for reading only. */
   snapshot?: Snapshot;
 }
@@ -97,7 +100,7 @@ export class Qcow2Image implements Image {
     const path = storage.name;
     let header = await readHeader(storage);
     const readOnly = (options.readOnly ?? storage.readOnly) || snapshot !== undefined;
-    if (!readOnly) header = await prepareForWriting(storage, header);
+    if (!readOnly) header = await prepareForWriting(storage, header, options.journal);
     let data = storage;
     if (header.externalData) {
       if (header.dataFileName === null) throw unsupported(path, "'data-file' is required for this image");
@@ -159,6 +162,11 @@ export class Qcow2Image implements Image {
   shareCache(images: number): void {
     this.#mapping.cache.limit(Math.max(4, Math.floor(this.#mapping.cache.capacity / images)));
     if (this.backing instanceof Qcow2Image) this.backing.shareCache(images);
+  }
+
+  /** How often a part of an L2 table was in memory when it was needed, and how often it was read. */
+  get tableLookups(): { hits: number; misses: number } {
+    return this.#mapping.cache.lookups;
   }
 
   /** Memory for L2 tables: how many bytes are used now, and how many at most. */

@@ -35,6 +35,8 @@ export class TableCache {
   #spare: DataView<ArrayBuffer> | null = null;
   /** Counts the times that slices were dropped: what was being read then is not to be kept. */
   #generation = 0;
+  #hits = 0;
+  #misses = 0;
 
   /** Takes no memory yet. */
   constructor(
@@ -59,6 +61,12 @@ export class TableCache {
     return this.#slotOf.size;
   }
 
+  /** How often a slice was in memory when it was asked for, and how often it had to be read. */
+  get lookups(): { hits: number; misses: number } {
+    // What was read was asked for a second time.
+    return { hits: Math.max(0, this.#hits - this.#misses), misses: this.#misses };
+  }
+
   /** Slices that have to be written. */
   get dirtyCount(): number {
     return this.#dirty.size;
@@ -79,6 +87,7 @@ export class TableCache {
     const slot = this.#slotOf.get(key);
     if (slot === undefined) return undefined;
     this.#used[slot] = true;
+    this.#hits++;
     return this.#views[slot];
   }
 
@@ -86,6 +95,7 @@ export class TableCache {
   load(key: number, hostOffset: number): Completion {
     const waiting = this.#loading.get(key);
     if (waiting !== undefined) return waiting;
+    this.#misses++;
     const view = this.#spare ?? new DataView(new ArrayBuffer(this.#sliceBytes));
     this.#spare = null;
     const list = SegmentList.over(new Uint8Array(view.buffer));

@@ -31,6 +31,7 @@ import {
 } from "./qcow2_layout.ts";
 import { COMPRESSED, CORRUPT, type L2EntryReader } from "./l2_entry.ts";
 import { InFlight } from "./in_flight.ts";
+import type { ChangeJournal } from "./journal.ts";
 import type { PersistentBitmaps } from "./bitmaps.ts";
 import type { Qcow2Mapping } from "./mapping.ts";
 import type { Qcow2File } from "./qcow2_file.ts";
@@ -62,6 +63,8 @@ export class WriteBack {
   readonly inFlight = new InFlight();
   /** Told of each range of the disk before it changes; `null` while there are none. */
   bitmaps: PersistentBitmaps | null = null;
+  /** Keeps what the file does not say yet, for whoever goes on when this process is killed; `null` when nobody does. */
+  journal: ChangeJournal | null = null;
   /** Whether space that is given up is given back to the file. */
   readonly #discards: boolean;
   /** L1 entries that differ from the file. */
@@ -133,7 +136,17 @@ export class WriteBack {
     refcounts.cache.settle(counts);
     mapping.cache.settle(l2);
     for (const index of l1) this.#dirtyL1.delete(index);
+    this.journal?.reset();
     await this.#free(released);
+  }
+
+  /** Keeps the changes that were made since the last time, before a request ends that depends on them. */
+  async keepChanges(): Promise<void> {
+    const { journal, file, mapping } = this;
+    if (journal === null || !journal.isPending || file.damage !== null) return;
+    if (file.header.version < 3) return await this.flush();
+    if (!file.header.dirty) await file.setDirty(true);
+    journal.commit(mapping);
   }
 
   /** Brings everything to stable storage, and the refcounts of what was given up too; then the image is clean. */

@@ -125,9 +125,11 @@ export class Qcow2Writer {
   }
 
   #locked<T>(action: () => Promise<T>): Promise<T> {
-    return this.#lock.run(() => {
+    return this.#lock.run(async () => {
       this.tables.file.assertSound();
-      return action();
+      const result = await action();
+      if (this.tables.journal !== null) await this.tables.keepChanges();
+      return result;
     });
   }
 

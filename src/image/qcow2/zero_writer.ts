@@ -130,6 +130,7 @@ export class ZeroWriter {
     const { entry } = mapping;
     const at = mapping.inSlice(start);
     if (kind === COMPRESSED || mayUnmap || !entry.placed) return this.#replace(slice, start, kind);
+    this.#tables.journal?.note(start);
     // The place is kept for what will be written there.
     const isExtended = mapping.subclusters > 1;
     writeEntry(slice, at, entry.hostOffset, entry.copied, !isExtended);
@@ -143,6 +144,7 @@ export class ZeroWriter {
     const isExtended = mapping.subclusters > 1;
     this.#tables.releasePlace(kind);
     writeEntry(slice, at, 0, false, this.#hasZeroFlag && !isExtended);
+    this.#tables.journal?.note(start);
     if (isExtended) writeSubclusters(slice, at, 0, ALL_SUBCLUSTERS);
   }
 
@@ -158,6 +160,7 @@ export class ZeroWriter {
     const from = (at - clusterStart) / this.#unitBytes;
     const zeroed = bits(from, Math.ceil((end - clusterStart) / this.#unitBytes));
     const place = mapping.inSlice(clusterStart);
+    this.#tables.journal?.note(clusterStart);
     writeSubclusters(slice, place, (allocatedBits & ~zeroed) >>> 0, (zeroBits | zeroed) >>> 0);
     return end - at;
   }

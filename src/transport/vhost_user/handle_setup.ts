@@ -121,7 +121,9 @@ export function resetDevice(session: Session): Outcome | Promise<Outcome> {
 export function setStatus(session: Session, { view }: Message): Outcome | Promise<Outcome> {
   const status = view.getBigUint64(0, true);
   if (status > 0xffn) return vhostUserViolation("status", `the status is set to ${status}`);
-  if (status === 0n) return after(session.resetDevice(true), () => null);
+  // QEMU 7.2 says so to stop a virtual machine too, and asks with GET_VRING_BASE only afterwards where the rings stand: all
+  // that was taken is carried out before, and the places are kept.
+  if (status === 0n) return after(session.stopRings(), () => after(session.resetDevice(true), () => null));
   // DEVICE_NEEDS_RESET is the device's to set (VIRTIO 1.4 §2.1.2).
   session.status = (Number(status) & ~VIRTIO_CONFIG_S_NEEDS_RESET) | (session.status & VIRTIO_CONFIG_S_NEEDS_RESET);
   return null;

@@ -208,6 +208,16 @@ export class Session implements VringContext {
     });
   }
 
+  /** Stops all rings for good; ends when nothing is in flight, and then each `base` tells where its ring stands. */
+  stopRings(): Completion {
+    let stopped: Completion = undefined;
+    for (const ring of this.rings) {
+      const one = ring.stop();
+      stopped = after(stopped, () => one);
+    }
+    return stopped;
+  }
+
   /**
    * Resets the device; ends when nothing is in flight.
    *

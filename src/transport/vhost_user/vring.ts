@@ -41,6 +41,8 @@ export class Vring {
   #dirty: DirtyRecord | null = null;
   /** The device holds the running queue, since the ring is disabled. */
   #paused = false;
+  /** Memory is about to change: only `start` goes on. */
+  #resting = false;
   /** The last start failed, and nothing was changed since. */
   #hopeless = false;
 
@@ -161,6 +163,7 @@ export class Vring {
 
   /** Starts it, if everything is there that it takes. */
   start(): Violation | null {
+    this.#resting = false;
     const { deviceFeatures } = this.#context;
     const address = this.#address;
     if (this.running || this.#hopeless || this.#kick === null) return null;
@@ -174,11 +177,16 @@ export class Vring {
   stop(): Completion {
     this.#kick?.close();
     this.#kick = null;
-    return this.suspend();
+    return this.#halt();
   }
 
-  /** Lets go of the memory for a while: like `stop`, but `start` goes on. */
+  /** Lets go of the memory for a while: like `stop`, but `start` goes on. Until then no kick does. */
   suspend(): Completion {
+    this.#resting = true;
+    return this.#halt();
+  }
+
+  #halt(): Completion {
     const queue = this.#queue;
     if (queue === null) return;
     const { device } = this.#context;
@@ -237,6 +245,8 @@ export class Vring {
   }
 
   #kicked(): void {
+    // Another ring may still have requests in flight in the memory that is to go.
+    if (this.#resting) return;
     const refused = this.start();
     if (refused !== null) {
       this.err();

@@ -1,0 +1,52 @@
+/**
+ * The trace of a served device, on standard error: written by the thread itself, which then waits when nobody reads, so
+ * that no memory is needed for what is not written yet.
+ *
+ * @module
+ */
+
+import type { TraceSink } from "../trace/events.ts";
+
+/** What is shown: every stage of every request in one of two forms, or only the rules that a driver breaks. */
+export type TraceForm = "text" | "json" | "explain";
+
+/** What is collected before it is written, in characters. */
+const MOST_COLLECTED = 1 << 16;
+
+/** The sink for a form; loads what it needs. */
+export async function traceSink(form: TraceForm, write: (text: string) => void = writeToStderr): Promise<TraceSink> {
+  const lines = collected(write);
+  if (form === "json") return (await import("../trace/json_sink.ts")).jsonSink(lines);
+  if (form === "text") return (await import("../trace/text_sink.ts")).textSink(lines);
+  return (await import("../trace/explain.ts")).explainSink(lines);
+}
+
+/** Collects the lines of a turn, and writes them together. */
+function collected(write: (text: string) => void): (lines: readonly string[]) => void {
+  let text = "";
+  const flush = () => {
+    const all = text;
+    text = "";
+    if (all !== "") write(all);
+  };
+  return (lines) => {
+    if (text === "") queueMicrotask(flush);
+    for (const line of lines) text += `${visible(line)}\n`;
+    if (text.length > MOST_COLLECTED) flush();
+  };
+}
+
+/** What a line repeats of a file's name is no business of the terminal's. */
+function visible(line: string): string {
+  // deno-lint-ignore no-control-regex
+  return line.replace(/[\x00-\x1f\x7f-\x9f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`);
+}
+
+function writeToStderr(text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  try {
+    for (let done = 0; done < bytes.byteLength;) done += Deno.stderr.writeSync(bytes.subarray(done));
+  } catch {
+    // Whoever reads has read enough; the guest still wants its disk.
+  }
+}

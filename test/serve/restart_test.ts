@@ -1,0 +1,187 @@
+/**
+ * `vblk serve` killed with SIGKILL under full load and started again, the guest none the wiser: the front-end connects
+ * once more with the area for requests in flight. Nothing is lost and nothing old comes back.
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { Random } from "../random.ts";
+import { requires } from "../requires.ts";
+import { Folder, run, tryRun } from "../storage/support.ts";
+import { type Layout, LAYOUTS } from "../transport/vhost_user/front_end.ts";
+import { type Answer, FrontEnd, Guest, OK, ServeProcess, TYPE } from "./rig.ts";
+
+const BLOCK_BYTES = 4096;
+const BLOCKS = 2048;
+
+/** A load that knows what every block of the disk must hold: one request at a time for each block. */
+class Load {
+  readonly guest: Guest;
+  readonly random: Random;
+  /** By block: the stamp of the last write that ended. */
+  readonly stamps = new Uint32Array(BLOCKS);
+  ended = 0;
+  readonly #busy = new Uint8Array(BLOCKS);
+  readonly #inFlight: ({ type: number; block: number; stamp: number } | null)[] = [];
+  #nextStamp = 1;
+
+  constructor(guest: Guest, random: Random) {
+    this.guest = guest;
+    this.random = random;
+  }
+
+  /** Fills the rings. */
+  fill(): void {
+    const { guest, random } = this;
+    const wanted = new Set<number>();
+    for (let slot; (slot = guest.free.pop()) !== undefined;) {
+      const block = this.#pickBlock();
+      const queue = block % guest.queues.length;
+      const type = random.oneIn(20) ? TYPE.flush : random.oneIn(3) ? TYPE.read : TYPE.write;
+      const stamp = this.#nextStamp++;
+      this.#busy[block] = 1;
+      this.#inFlight[slot] = { type, block, stamp };
+      const words = new Uint32Array(guest.data(slot).slice().buffer);
+      words.fill(type === TYPE.write ? stamp : 0xdddd_dddd);
+      guest.data(slot).set(new Uint8Array(words.buffer));
+      if (guest.submit(slot, type, block * BLOCK_BYTES, type === TYPE.flush ? 0 : BLOCK_BYTES, queue)) {
+        wanted.add(queue);
+      }
+    }
+    for (const queue of wanted) guest.kick(queue);
+  }
+
+  take(answers: readonly Answer[]): void {
+    for (const { slot, status } of answers) {
+      const request = this.#inFlight[slot];
+      assert(request !== null, `slot ${slot} came back twice`);
+      const { type, block, stamp } = request;
+      assertEquals(status, OK, `a request of type ${type} for block ${block} failed`);
+      this.#inFlight[slot] = null;
+      this.#busy[block] = 0;
+      this.ended++;
+      if (type === TYPE.write) this.stamps[block] = stamp;
+      if (type === TYPE.read) this.#holds(this.guest.data(slot), block, "read");
+      this.guest.free.push(slot);
+    }
+  }
+
+  /** Takes what has come back in any ring; waits a little when nothing has. */
+  turn(): void {
+    const { guest } = this;
+    let any = false;
+    guest.queues.forEach((driver, queue) => {
+      const answers = guest.collect(queue);
+      any ||= answers.length > 0;
+      this.take(answers);
+      driver.enableInterrupts();
+    });
+    if (!any && guest.calls[0].wait(1)) guest.calls[0].drain();
+  }
+
+  /** Looks at the whole disk. */
+  verify(disk: Uint8Array): void {
+    for (let block = 0; block < BLOCKS; block++) {
+      this.#holds(disk.subarray(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES), block, "image");
+    }
+  }
+
+  #pickBlock(): number {
+    for (;;) {
+      // Some blocks are written again and again: an old write that was carried out once more would show there.
+      const block = this.random.oneIn(2) ? this.random.below(100) : this.random.below(BLOCKS);
+      if (this.#busy[block] === 0) return block;
+    }
+  }
+
+  #holds(bytes: Uint8Array, block: number, where: string): void {
+    const words = new Uint32Array(bytes.slice().buffer);
+    const other = words.find((word) => word !== this.stamps[block]);
+    assert(other === undefined, `${where}: block ${block} holds ${other}, and ${this.stamps[block]} was written last`);
+  }
+}
+
+interface Case {
+  readonly name: string;
+  readonly format: "raw" | "qcow2";
+  /** Makes the image. */
+  make(path: string): void;
+}
+
+const CASES: readonly Case[] = [
+  { name: "raw", format: "raw", make: (path) => run("qemu-img", "create", "-q", "-f", "raw", path, "8M") },
+  {
+    name: "qcow2, allocated",
+    format: "qcow2",
+    make: (path) => {
+      run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=full", path, "8M");
+    },
+  },
+  { name: "qcow2, empty", format: "qcow2", make: (path) => run("qemu-img", "create", "-q", "-f", "qcow2", path, "8M") },
+];
+
+const KILLS = 4;
+
+for (const { name, format, make } of CASES) {
+  for (const layout of LAYOUTS) {
+    Deno.test({
+      name: `${name}, ${layout} rings: killed ${KILLS} times under load, nothing is lost and nothing old comes back`,
+      ...requires("qemu-img"),
+      fn: () => survive(layout, format, make),
+    });
+  }
+}
+
+async function survive(layout: Layout, format: string, make: (path: string) => void): Promise<void> {
+  const seed = Number(Deno.env.get("VBLK_SEED") ?? 1);
+  using folder = new Folder();
+  const [image, socket] = [folder.file("disk"), folder.file("vm.sock")];
+  make(image);
+  using guest = new Guest({ layout, queues: 2, size: 128, slots: 96 });
+  const load = new Load(guest, new Random(seed));
+  const args = [image, "-f", format, "--device", "num-queues=2,packed=on", "--vhost-user", socket];
+  const replayed: number[] = [];
+  try {
+    for (let life = 0; life <= KILLS; life++) {
+      await using process = await ServeProcess.ready(args);
+      using front = new FrontEnd(socket);
+      guest.start(front);
+      for (let queue = 0; queue < guest.queues.length; queue++) guest.kick(queue);
+      const until = load.ended + 3000 + load.random.below(2000);
+      const end = performance.now() + 10_000;
+      while (load.ended < until) {
+        load.fill();
+        load.turn();
+        assert(performance.now() < end, `${load.ended} requests ended, ${guest.inFlight} are still out`);
+      }
+      if (life < KILLS) {
+        load.fill();
+        process.signal("SIGKILL");
+        // Whatever it does until it is gone, it does while the driver adds requests and takes results.
+        for (let i = load.random.below(200); i > 0; i--) {
+          load.turn();
+          load.fill();
+        }
+        await process.end();
+        replayed.push(guest.inFlight);
+        continue;
+      }
+      while (guest.inFlight > 0) {
+        load.turn();
+        assert(performance.now() < end, `${guest.inFlight} requests never came back`);
+      }
+      const { code, stderr } = await process.stop();
+      assertEquals([code, stderr], [0, ""]);
+    }
+    // A daemon that was killed while it had nothing to do proves nothing.
+    assert(replayed.some((count) => count > 0), "nothing was in flight at any kill");
+    if (format === "qcow2") {
+      const checked = tryRun("qemu-img", "check", image);
+      assert(checked.success, checked.text);
+    }
+    const raw = folder.file("raw");
+    run("qemu-img", "convert", "-f", format, "-O", "raw", image, raw);
+    load.verify(Deno.readFileSync(raw));
+  } catch (error) {
+    throw new Error(`with VBLK_SEED=${seed}: ${(error as Error).message}`, { cause: error });
+  }
+}
