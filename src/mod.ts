@@ -41,6 +41,7 @@ export type { HeaderExtension } from "./image/qcow2/extensions.ts";
 export { type BitmapDirectory, type Qcow2Header, readHeader } from "./image/qcow2/header.ts";
 export * from "./image/qcow2/qcow2_image.ts";
 export { type RepairKind, repairQcow2 } from "./image/qcow2/repair.ts";
+export type { JournalStore } from "./image/qcow2/journal.ts";
 export type { Snapshot } from "./image/qcow2/snapshot_table.ts";
 export * from "./image/raw/raw_image.ts";
 export * from "./memory/guest_memory.ts";

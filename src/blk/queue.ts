@@ -15,6 +15,7 @@ import { BlkRequest, type BlkRequestKind } from "./request.ts";
 
 /** A request, as far as one who counts needs it. The object is reused. */
 export interface ObservedRequest {
+  /** What it asks for. */
   readonly kind: BlkRequestKind;
   /** VIRTIO_BLK_S_*, when it has ended. */
   readonly status: number;

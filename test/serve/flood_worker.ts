@@ -1,4 +1,7 @@
-/** Sends the same messages without end, faster than anybody reads them, until the other side closes. */
+/**
+ * Sends the same messages without end, faster than anybody reads them, until the other side closes. Tells how many bytes
+ * it has sent once it is well under way, and at the end.
+ */
 
 import { UnixConnection } from "../../src/host/unix_connection.ts";
 
@@ -14,6 +17,7 @@ scope.onmessage = ({ data: { descriptor, bytes } }) => {
     for (;;) {
       socket.send(bytes, [], 5000);
       sentBytes += bytes.byteLength;
+      if (sentBytes === 10 * bytes.byteLength) scope.postMessage(sentBytes);
     }
   } catch {
     scope.postMessage(sentBytes);
