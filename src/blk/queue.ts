@@ -88,9 +88,11 @@ export class BlkQueue {
     return this.#queue === null ? sum : addCounters(sum, this.#queue.counters);
   }
 
-  /** Requests that were started and have not ended. */
+  /** Requests that were started and not returned to the driver; 0 only when there are none. */
   get inFlightCount(): number {
-    return this.#inFlight;
+    // Those that have ended and that the driver was not shown yet count too: whoever waits for the last must wait for
+    // that.
+    return this.#inFlight + (this.#publishScheduled ? 1 : 0);
   }
 
   /** Takes a ring to work on. */

@@ -129,7 +129,8 @@ class Service {
     const worker = new Worker(new URL("../serve/io_thread.ts", import.meta.url), { type: "module" });
     const stop = () => this.control.ask(WISH.stop);
     const print = () => void this.#refreshed().then(() => this.#print());
-    const signals = [["SIGTERM", stop], ["SIGINT", stop], ["SIGUSR1", print]] as const;
+    // Not SIGUSR1: to that Deno opens its inspector.
+    const signals = [["SIGTERM", stop], ["SIGINT", stop], ["SIGUSR2", print]] as const;
     for (const [signal, handler] of signals) Deno.addSignalListener(signal, handler);
     const { statsSeconds } = this.#options;
     const timer = statsSeconds ? setInterval(print, statsSeconds * 1000) : undefined;
@@ -235,7 +236,7 @@ function removeQuietly(path: string): void {
 }
 
 function readyLines(
-  { socketPath, controlPath, image }: ThreadStart,
+  { socketPath, controlPath, image, device }: ThreadStart,
   { sizeBytes, format }: ThreadNews & { news: "ready" },
 ): string[] {
   const lines = [
@@ -244,7 +245,7 @@ function readyLines(
   if (socketPath !== null) {
     lines.push(
       "  QEMU:              -chardev socket,id=vblk,path=" + socketPath + ",reconnect=1",
-      "                     -device vhost-user-blk-pci,chardev=vblk",
+      `                     -device vhost-user-blk-pci,chardev=vblk,num-queues=${device.queues ?? 1}`,
       "                     -object memory-backend-memfd,id=mem,share=on,size=512M -machine memory-backend=mem -m 512M",
       `  Cloud Hypervisor:  --memory size=512M,shared=on --disk vhost_user=true,socket=${socketPath}`,
       `  libblkio:          --image-opts driver=virtio-blk-vhost-user,path=${socketPath},cache.direct=on`,

@@ -36,7 +36,7 @@ export const SERVE_HELP: readonly string[] = [
   "                        changes the size of the disk, and the guest is told. Others send one JSON object a line:",
   '                        {"command":"resize","size":N}, {"command":"statistics"}, {"command":"stop"}',
   "",
-  "SIGTERM and SIGINT let what is in flight end, flush, and close the image; SIGUSR1 prints statistics. Once it serves it",
+  "SIGTERM and SIGINT let what is in flight end, flush, and close the image; SIGUSR2 prints statistics. Once it serves it",
   "says so on standard output, and to systemd (NOTIFY_SOCKET) if it may see the environment (--allow-env).",
   "",
   "Example: vblk serve disk.qcow2 --vhost-user /run/vm.sock --control /run/vm.ctl",

@@ -125,6 +125,7 @@ async function serveImage(
   const listener = start.socketPath === null ? UnixServer.adopt(start.passed) : UnixServer.listen(start.socketPath);
   if (listener === null) throw new Error("no socket was passed to this process (LISTEN_FDS)");
   let stopping: Promise<void> | null = null;
+  const crashes: unknown[] = [];
   const stop = () => {
     stopping ??= server.stop();
   };
@@ -134,6 +135,7 @@ async function serveImage(
       observers.disconnected(reason);
       if (start.once) stop();
     },
+    crashed: (error) => crashes.push(error),
   });
   const refresh = () => observers.refresh(device, image, host.kickCount);
   const commands = start.controlPath === null ? null : new ControlSocket(start.controlPath, watches, {
@@ -158,7 +160,7 @@ async function serveImage(
   });
   scope.postMessage({ news: "ready", sizeBytes: image.sizeBytes, format: image.format });
   await loop.run({
-    isOver: () => stopping !== null,
+    isOver: () => stopping !== null || crashes.length > 0,
     isBusy: () => device.inFlightCount > 0 || server.busy || (commands?.busy ?? false),
     inFlight: () => device.inFlightCount,
     look: () => device.poll(),
@@ -166,6 +168,7 @@ async function serveImage(
     mustPoll: () => host.polls,
     poll: () => host.pollRings(),
   });
+  if (crashes.length > 0) throw crashes[0];
   await loop.until(stopping!);
   refresh();
   watch.close();

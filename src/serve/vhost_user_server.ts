@@ -23,6 +23,8 @@ export interface ServerEvents {
   connected(): void;
   /** Nothing of the connection is left. */
   ended(reason: EndReason): void;
+  /** A bug of ours; nobody else would hear of it in a thread that never returns to its event loop. */
+  crashed(error: unknown): void;
 }
 
 /** The socket. */
@@ -85,7 +87,7 @@ export class VhostUserServer {
       this.#events.ended(reason);
       this.#accept();
     };
-    connection.closed.then(end);
+    connection.closed.then(end, (error) => this.#events.crashed(error));
     read();
   }
 

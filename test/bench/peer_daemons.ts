@@ -94,12 +94,14 @@ export class Daemon implements AsyncDisposable {
     const daemon = new Daemon(child, socket);
     let ended = false;
     child.status.then(() => ended = true);
-    for (const start = performance.now(); !await listens(socket);) {
-      if (ended || performance.now() - start > START_MS) {
-        await daemon[Symbol.asyncDispose]();
-        throw new Error(`${command} ${args.join(" ")}: no socket at ${socket}`);
+    try {
+      for (const start = performance.now(); !await listens(socket);) {
+        if (ended || performance.now() - start > START_MS) throw new Error(`no socket at ${socket}: ${args.join(" ")}`);
+        await new Promise((resolve) => setTimeout(resolve, 20));
       }
-      await new Promise((resolve) => setTimeout(resolve, 20));
+    } catch (error) {
+      await daemon[Symbol.asyncDispose]();
+      throw error;
     }
     return daemon;
   }

@@ -19,6 +19,8 @@ import { alternate, median, printTable, ratio } from "./table.ts";
 
 const DISK_BYTES = 1024 ** 3;
 const DEPTHS = [1, 8, 32, 64];
+/** What is measured when there is little time. */
+const FEW = { depths: [1, 8, 64], loads: ["4 KiB far read", "4 KiB far write", "1 MiB read"] };
 
 /** Steps through all of a disk of a power of two: their number of blocks is odd. */
 const STRIDE_BLOCKS = 7919;
@@ -49,6 +51,8 @@ interface Plan {
   /** How long one run of the client should take. */
   readonly seconds: number;
   readonly only: readonly string[];
+  /** Some rows of all kinds, unless rows were picked. */
+  readonly few: boolean;
   readonly flags: readonly string[];
 }
 
@@ -57,7 +61,7 @@ interface Case {
   readonly load: Load;
 }
 
-function casesOf(prefix: string, { only }: Plan): Case[] {
+function casesOf(prefix: string, { only, few }: Plan): Case[] {
   const cases: Case[] = LOADS.flatMap(({ name, write, kib, far }) =>
     DEPTHS.map((depth) => {
       const blockBytes = kib * 1024;
@@ -65,7 +69,11 @@ function casesOf(prefix: string, { only }: Plan): Case[] {
       return { name: `${name}, depth ${depth}`, load: { write, blockBytes, stepBytes, depth } };
     })
   );
-  return cases.filter(({ name }) => only.every((word) => `${prefix}, ${name}`.replaceAll(",", "").includes(word)));
+  const isWanted = ({ name, load }: Case) =>
+    !few || FEW.depths.includes(load.depth) && FEW.loads.some((load) => name.startsWith(load));
+  return cases.filter(isWanted).filter(({ name }) =>
+    only.every((word) => `${prefix}, ${name}`.replaceAll(",", "").includes(word))
+  );
 }
 
 /** How many requests take about as long as a run should, found by shorter runs that warm both up. */
@@ -184,6 +192,7 @@ try {
     rounds: Number(values.rounds ?? (values.quick ? 3 : 5)),
     seconds: values.quick ? 0.15 : 0.6,
     only: values.only.split(" ").filter((word) => word !== ""),
+    few: values.quick && values.only === "",
     flags: positionals,
   };
   console.log(

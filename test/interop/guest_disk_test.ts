@@ -1,6 +1,7 @@
 /** A Linux guest that lives through one boot, and the disks that vblk gives it. */
 
 import { assert, assertEquals } from "@std/assert";
+import { vblk } from "../cli/vblk.ts";
 import { Random } from "../random.ts";
 import { Folder, run } from "../storage/support.ts";
 import * as checks from "./guest/checks.ts";
@@ -35,6 +36,8 @@ async function rawDisk(t: Deno.TestContext, folder: Folder, guest: LinuxGuest): 
     "raw",
     "--device",
     "num-queues=2,serial=raw-disk",
+    "--control",
+    folder.file("control"),
   );
   const device = await guest.plug("raw", disk.socket, { "num-queues": 2 });
   await t.step("serial, size and contents are the image's", async () => {
@@ -61,6 +64,15 @@ async function rawDisk(t: Deno.TestContext, folder: Folder, guest: LinuxGuest): 
     const name = (await guest.ok(`basename $(readlink ${checks.sysfs(device)}/device)`)).trim();
     for (let i = 0; i < 3; i++) await guest.ok(`echo ${name} >${driver}/unbind && echo ${name} >${driver}/bind`);
     assertEquals(await guest.ok(`dd if=${device} bs=1M count=16 2>/dev/null | sha256sum`), sums);
+  });
+  await t.step("resized while it is served: the guest sees the new size, and uses it", async () => {
+    const resized = await vblk(["resize", "--control", folder.file("control"), "80M"], {
+      permissions: ["-RW", "--allow-ffi"],
+    });
+    assertEquals([resized.code, resized.stderr], [0, ""]);
+    await guest.ok(`until [ $(blockdev --getsize64 ${device}) = ${80 << 20} ]; do usleep 10000; done`);
+    await guest.ok(`dd if=/tmp/noise of=${device} bs=1M count=4 seek=72 oflag=direct 2>/dev/null`);
+    await guest.ok(`dd if=${device} bs=1M count=4 skip=72 iflag=direct 2>/dev/null | cmp -n ${4 << 20} - /tmp/noise`);
   });
   await guest.unplug("raw");
   assertEquals(await disk.stop(), 0);

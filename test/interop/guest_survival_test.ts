@@ -33,10 +33,7 @@ async function severeLife(t: Deno.TestContext, folder: Folder, guest: LinuxGuest
   // Half of the tests with each kind of ring.
   const packed = format === "qcow2" ? "on" : "off";
   const properties = { "num-queues": 2, packed };
-  // A write to a qcow2 image is whole once its tables are written, which a cache puts off until the guest asks for it:
-  // what was not synced is lost with the process then, though the guest lives on.
-  const cache = format === "qcow2" ? "writethrough" : "writeback";
-  const options = ["-f", format, "-t", cache, "--device", `num-queues=2,packed=${packed}`];
+  const options = ["-f", format, "--device", `num-queues=2,packed=${packed}`];
   await using disk = await ServedDisk.start(image, folder.file(`${format}.sock`), ...options);
   let device = await guest.plug(format, disk.socket, properties);
 

@@ -64,11 +64,11 @@ function watching(name: string, fn: () => Promise<void>): void {
   Deno.test({ name, ...requiresServe(), fn });
 }
 
-watching("--stats counts requests by kind, on SIGUSR1 and at the end", async () => {
+watching("--stats counts requests by kind, on SIGUSR2 and at the end", async () => {
   await using served = await Served.start(["--stats"]);
   const { process } = served;
   work(served.socket);
-  process.signal("SIGUSR1");
+  process.signal("SIGUSR2");
   await process.until(() => /^rings: .*\n/m.test(process.stderr), "statistics");
   const table = /^read +3 +1 +2 KiB .*\nwrite +1 +0 +4 KiB .*\nflush +1 +0 +- .*\ndepth: 1\.0 .*\nrings: 5 buffers/m;
   assertMatch(process.stderr, table);
@@ -78,7 +78,7 @@ watching("--stats counts requests by kind, on SIGUSR1 and at the end", async () 
 });
 
 watching(
-  "--stats=1 prints every second; without --stats SIGUSR1 prints what the rings count, and how to see more",
+  "--stats=1 prints every second; without --stats SIGUSR2 prints what the rings count, and how to see more",
   async () => {
     await using served = await Served.start(["--stats=1"]);
     await served.process.until(
@@ -87,7 +87,7 @@ watching(
     );
     await using plain = await Served.start([]);
     work(plain.socket);
-    plain.process.signal("SIGUSR1");
+    plain.process.signal("SIGUSR2");
     await plain.process.until(() => plain.process.stderr.includes("hint: "), "statistics");
     assertMatch(plain.process.stderr, /^vblk: note: .*\nrings: 5 buffers in \d batches .*\nhint: --stats .*\n$/);
   },
