@@ -21,7 +21,7 @@ export const SERVE_HELP: readonly string[] = [
   "  -d, --discard MODE    unmap (default) or ignore",
   "  --direct              the same as -t none: go past the host's page cache",
   "  --device PROPERTIES   what the device offers, as for 'vblk attach'; '--device help' lists them",
-  "  --poll-max-ns N       look for requests at most so long before sleeping (default: 32768); 0 sleeps at once",
+  "  --poll-max-ns N       look for requests at most so long before sleeping (default: 100000); 0 sleeps at once",
   "  --pid-file FILE       write the process's number there while it serves",
   "",
   "To see what it does:",
