@@ -6,14 +6,15 @@
  */
 
 import * as host from "../host/libc.ts";
+import { BlockError, type BlockOperation } from "../storage/block_error.ts";
 import type { JournalStore } from "../image/qcow2/journal.ts";
 
 /** Length of what the file begins with: whose journal it is. */
 const HEADER_BYTES = 256;
 /** Fail for a symbolic link: it would be somebody else's file. */
 const NOFOLLOW = 0x20000;
-/** More than this was never written: a flush comes before. */
-const MOST_BYTES = 1 << 30;
+/** More than this was never written: a flush comes before (journal.ts). */
+const MOST_BYTES = 64 << 20;
 
 /** A journal of one image. */
 export class JournalFile implements JournalStore {
@@ -43,13 +44,15 @@ export class JournalFile implements JournalStore {
   }
 
   append(bytes: Uint8Array): void {
-    this.#write(new Uint8Array(bytes));
+    this.#attempt("write", () => this.#write(new Uint8Array(bytes)));
   }
 
   clear(): void {
-    host.ftruncate(this.#descriptor, 0);
-    this.#endBytes = 0;
-    this.#write(this.#header);
+    this.#attempt("flush", () => {
+      host.ftruncate(this.#descriptor, 0);
+      this.#endBytes = 0;
+      this.#write(this.#header);
+    });
   }
 
   /** The image was closed as it should be: nobody will want the journal. */
@@ -59,6 +62,14 @@ export class JournalFile implements JournalStore {
       host.unlink(this.#path);
     } catch {
       // It is gone already.
+    }
+  }
+
+  #attempt(operation: BlockOperation, action: () => void): void {
+    try {
+      action();
+    } catch (error) {
+      throw BlockError.from(error, { path: this.#path, operation });
     }
   }
 

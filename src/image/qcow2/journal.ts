@@ -26,7 +26,7 @@ import { corrupt } from "./refuse.ts";
 export interface JournalStore {
   /** The notes that somebody left, for this very image and since the machine was started; empty when there are none. */
   read(): Uint8Array;
-  /** Adds notes. */
+  /** Adds notes, or throws a `BlockError` with those that there were as they were. */
   append(bytes: Uint8Array): void;
   /** Forgets all. */
   clear(): void;
@@ -34,6 +34,8 @@ export interface JournalStore {
 
 /** A note: offset of a cluster of the disk in 8 bytes, and its entry. */
 const OFFSET_BYTES = 8;
+/** More notes than this are not kept: half a million of them. */
+const FULL_BYTES = 8 << 20;
 
 /** Takes notes. */
 export class ChangeJournal {
@@ -41,6 +43,7 @@ export class ChangeJournal {
   /** Clusters whose entries have changed since the last commit. */
   readonly #changed = new Set<number>();
   #isEmpty = false;
+  #keptBytes = 0;
 
   constructor(store: JournalStore) {
     this.#store = store;
@@ -49,6 +52,11 @@ export class ChangeJournal {
   /** Whether there is something to commit. */
   get isPending(): boolean {
     return this.#changed.size > 0;
+  }
+
+  /** Whether so much is kept that it is time for a flush: a guest that never asks for one must not fill the disk. */
+  get isFull(): boolean {
+    return this.#keptBytes >= FULL_BYTES;
   }
 
   /** The entry of the cluster at an offset of the disk has changed, in memory. */
@@ -72,6 +80,7 @@ export class ChangeJournal {
     }
     this.#isEmpty = false;
     this.#store.append(notes);
+    this.#keptBytes += notes.byteLength;
     this.#changed.clear();
   }
 
@@ -80,6 +89,7 @@ export class ChangeJournal {
     this.#changed.clear();
     if (this.#isEmpty) return;
     this.#store.clear();
+    this.#keptBytes = 0;
     this.#isEmpty = true;
   }
 }

@@ -23,6 +23,7 @@
  * @module
  */
 
+import { BlockError } from "../../storage/block_error.ts";
 import {
   COMPATIBLE_LAZY_REFCOUNTS,
   COMPRESSED_SECTOR_BYTES,
@@ -146,7 +147,14 @@ export class WriteBack {
     if (journal === null || !journal.isPending || file.damage !== null) return;
     if (file.header.version < 3) return await this.flush();
     if (!file.header.dirty) await file.setDirty(true);
-    journal.commit(mapping);
+    try {
+      journal.commit(mapping);
+      if (!journal.isFull) return;
+    } catch (error) {
+      // What can't be noted is written instead.
+      if (!(error instanceof BlockError)) throw error;
+    }
+    await this.flush();
   }
 
   /** Brings everything to stable storage, and the refcounts of what was given up too; then the image is clean. */

@@ -1,11 +1,12 @@
 /** A process that is killed, and another that goes on: what was written is there, flushed or not. */
 
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { checkQcow2 } from "../../../src/image/qcow2/check.ts";
 import type { Qcow2CreateOptions } from "../../../src/image/qcow2/create.ts";
 import { readHeader } from "../../../src/image/qcow2/header.ts";
 import type { JournalStore } from "../../../src/image/qcow2/journal.ts";
 import type { Qcow2Image } from "../../../src/image/qcow2/qcow2_image.ts";
+import { BlockError } from "../../../src/storage/block_error.ts";
 import { SegmentList } from "../../../src/memory/segment_list.ts";
 import { forSeedsAsync, type Random } from "../../random.ts";
 import { failureOf, firstDifference, readBytes } from "../../storage/support.ts";
@@ -92,6 +93,33 @@ Deno.test("an image whose process is killed again and again holds every write th
     const reader = await made.open({ readOnly: true });
     assertEquals(firstDifference(await readBytes(reader, 0, model.byteLength), model), -1);
   });
+});
+
+Deno.test("a journal that is full, or that can't be written, gives way to a flush: it has a bound, and nothing is lost", async () => {
+  for (const breaks of [false, true]) {
+    const made = await make({ sizeBytes: 64 * 512, clusterBytes: 512 });
+    const sizes: number[] = [];
+    let keptBytes = 0;
+    const journal: JournalStore = {
+      read: () => new Uint8Array(0),
+      append: ({ byteLength }) => {
+        if (breaks) throw new BlockError({ kind: "no-space", path: "journal", operation: "write" });
+        keptBytes += byteLength;
+        sizes.push(keptBytes);
+      },
+      clear: () => keptBytes = 0,
+    };
+    const image = await made.open({ journal });
+    // A note of 16 bytes for each; more than the bound in all.
+    const changes = breaks ? 20 : 40_000;
+    for (let i = 0; i < changes; i++) {
+      await image.writeZeroes(0, 32 * 512, i % 2 === 0);
+      if (breaks) await image.write(0, filled(i + 1, 512));
+    }
+    if (breaks) assertEquals((await readBytes(await made.open(), 0, 512))[0], changes);
+    else assert(Math.max(...sizes.slice(-20_000)) <= (8 << 20) + 512, "it is bounded");
+    assert(breaks || sizes.length === changes);
+  }
 });
 
 Deno.test("without a journal the same loses what was not flushed (canary)", async () => {
