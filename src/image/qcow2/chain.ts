@@ -78,7 +78,7 @@ function checkTrust(layers: readonly Layer[], what: string): void {
   throw unsupported(
     path,
     `Its ${what} is not opened: the image before it does not record this image's format`,
-    "if you trust it, record the format with 'qemu-img rebase -u -b FILE -F qcow2 IMAGE'",
+    "if you trust it, record the format with 'vblk rebase -u -b FILE -F qcow2 IMAGE'",
   );
 }
 
@@ -87,6 +87,6 @@ function within(path: string, what: string, cause: unknown): unknown {
   if (!(cause instanceof BlockError)) return cause;
   const { kind, message } = cause;
   // What is said of a name that a user mistyped does not help with one in an image.
-  const hint = kind === "not-found" ? "the name is in the image; 'qemu-img rebase -u' changes it" : cause.hint;
+  const hint = kind === "not-found" ? "the name is in the image; 'vblk rebase -u' changes it" : cause.hint;
   return new BlockError({ kind, path, operation: "open", reason: `Could not open ${what}: ${message}`, hint, cause });
 }

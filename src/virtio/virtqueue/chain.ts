@@ -71,11 +71,6 @@ export class DescriptorChain {
     this.#flags[i] = flags;
   }
 
-  /** How many descriptors were read, those of an indirect table included. */
-  get recordCount(): number {
-    return this.#count;
-  }
-
   /** Copies descriptor `i`, as it was read, to `at` in the form that both layouts begin with: le64 addr, le32 len. */
   copyRecord(i: number, view: DataView, addressAt: number, lengthAt: number): void {
     const address = this.#addresses[i];
