@@ -21,6 +21,7 @@ import { Observers, type ObserveStart } from "./observers.ts";
 import { resizeServed } from "./resize.ts";
 import { servedReport } from "./statistics.ts";
 import { JournalFile } from "./journal_file.ts";
+import { Loop } from "./loop.ts";
 import { UringHost } from "./uring_host.ts";
 import { VhostUserServer } from "./vhost_user_server.ts";
 import { Watches } from "./watches.ts";
@@ -53,9 +54,6 @@ export type ThreadNews =
   /** The numbers in shared memory are up to date. */
   | { readonly news: "statistics" }
   | { readonly news: "ended"; readonly error?: { readonly message: string; readonly hint?: string } };
-
-/** Turns of microtasks between two looks at the ring, while something is in flight: a chain of promises goes on in them. */
-const TURNS = 32;
 
 const scope = globalThis as unknown as {
   onmessage: ((event: MessageEvent<ThreadStart>) => void) | null;
@@ -179,129 +177,4 @@ const messages = new MessageLimit((text, hint) => scope.postMessage({ news: "mes
 
 function tell(text: string, hint?: string): void {
   messages.say(text, hint);
-}
-
-/** What the loop asks. */
-interface Work {
-  isOver(): boolean;
-  /** Whether promises are on their way that no result of the ring need wake. */
-  isBusy(): boolean;
-  /** Requests that have not ended. */
-  inFlight(): number;
-  /** Looks for requests without being notified; returns whether there were any. */
-  look(): boolean;
-  /** Leaves it to the drivers to notify from here on; what is there is carried out. */
-  endLooking(): void;
-  /** Rings that nobody gives notice of. */
-  mustPoll(): boolean;
-  poll(): void;
-}
-
-/** Waits for the ring, and lets promises go on, without Deno's event loop. */
-class Loop {
-  readonly #engine: UringEngine;
-  readonly #patience: Patience;
-
-  constructor(engine: UringEngine, pollNanoseconds: number) {
-    this.#engine = engine;
-    this.#patience = new Patience(pollNanoseconds / 1e6);
-  }
-
-  /** Runs until a promise ends, as it does. */
-  async until<T>(promise: Promise<T>): Promise<T> {
-    let ended = false;
-    const watched = promise.finally(() => ended = true);
-    watched.catch(() => {});
-    while (!ended) {
-      await this.#turns();
-      if (ended) break;
-      // Not everything that a promise waits for is the ring's: modules are loaded by Deno.
-      if (this.#engine.active > 0) this.#engine.pollOnce(-1);
-      else {
-        this.#engine.pollOnce(0);
-        await new Promise((resolve) => setTimeout(resolve, 0));
-      }
-    }
-    return await watched;
-  }
-
-  async run(work: Work): Promise<void> {
-    const engine = this.#engine;
-    const patience = this.#patience;
-    while (!work.isOver()) {
-      if (work.isBusy()) {
-        await this.#settle(work);
-        // Drivers must be able to wake us, not only what is under way.
-        work.endLooking();
-        // With nothing under way in the ring only promises can go on.
-        engine.pollOnce(engine.active > 0 && !work.mustPoll() ? -1 : 0);
-        patience.found();
-      } else if (work.mustPoll()) {
-        work.poll();
-        engine.pollOnce(0);
-      } else if (patience.isLeft) {
-        const found = work.look();
-        if (engine.pollOnce(0) > 0 || found) patience.found();
-      } else {
-        work.endLooking();
-        // What was found then is carried out, and its calls are submitted with the wait.
-        if (!work.isBusy()) patience.sleep(() => engine.pollOnce(-1));
-      }
-      // What ended without being waited for, such as a connection.
-      await undefined;
-    }
-  }
-
-  /** Lets promises go on as long as there are requests that wait for no result of the ring. */
-  async #settle(work: Work): Promise<void> {
-    for (let i = 0; i < TURNS && (work.inFlight() > this.#engine.active || work.inFlight() === 0); i++) await undefined;
-  }
-
-  async #turns(): Promise<void> {
-    for (let i = 0; i < TURNS; i++) await undefined;
-  }
-}
-
-/** The clock is looked at only now and then: that costs as much as a look at a ring. */
-const LOOKS_BETWEEN_CLOCKS = 16;
-/** What it begins with when it pays again. */
-const SHORT_PATIENCE_MS = 0.004;
-
-/**
- * How long to look for something to do before sleeping. As QEMU's: longer when a little more would have found what woke
- * us, not at all when it would not.
- */
-class Patience {
-  readonly #mostMs: number;
-  #nowMs: number;
-  #since = performance.now();
-  #looks = 0;
-
-  constructor(mostMs: number) {
-    this.#mostMs = mostMs;
-    this.#nowMs = mostMs;
-  }
-
-  /** Whether to look once more. */
-  get isLeft(): boolean {
-    if (this.#nowMs === 0) return false;
-    if (++this.#looks % LOOKS_BETWEEN_CLOCKS !== 0) return true;
-    return performance.now() - this.#since < this.#nowMs;
-  }
-
-  /** There was something: the time begins again. */
-  found(): void {
-    if (this.#nowMs > 0) this.#since = performance.now();
-  }
-
-  /** Sleeps, and learns from how long it was. */
-  sleep(action: () => void): void {
-    if (this.#mostMs === 0) return action();
-    const before = performance.now();
-    action();
-    this.#since = performance.now();
-    const inVainMs = this.#since - before + this.#nowMs;
-    if (inVainMs > this.#mostMs) this.#nowMs = 0;
-    else this.#nowMs = Math.min(this.#mostMs, Math.max(SHORT_PATIENCE_MS, 2 * this.#nowMs));
-  }
 }

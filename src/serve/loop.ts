@@ -1,0 +1,93 @@
+/**
+ * What a served image's thread does all its life: looks for requests, waits for the ring, lets promises go on. Deno's
+ * event loop gets no turn meanwhile.
+ *
+ * @module
+ */
+
+import type { UringEngine } from "../storage/uring_engine.ts";
+import { Patience } from "./patience.ts";
+
+/** Turns of microtasks between two looks at the ring, while something is in flight: a chain of promises goes on in them. */
+const TURNS = 32;
+
+/** What the loop asks. */
+export interface Work {
+  isOver(): boolean;
+  /** Whether promises are on their way that no result of the ring need wake. */
+  isBusy(): boolean;
+  /** Requests that have not ended. */
+  inFlight(): number;
+  /** Looks for requests without being notified; returns whether there were any. */
+  look(): boolean;
+  /** Leaves it to the drivers to notify from here on; what is there is carried out. */
+  endLooking(): void;
+  /** Rings that nobody gives notice of. */
+  mustPoll(): boolean;
+  poll(): void;
+}
+
+/** Waits for the ring, and lets promises go on, without Deno's event loop. */
+export class Loop {
+  readonly #engine: UringEngine;
+  readonly #patience: Patience;
+
+  constructor(engine: UringEngine, pollNanoseconds: number) {
+    this.#engine = engine;
+    this.#patience = new Patience(pollNanoseconds / 1e6);
+  }
+
+  /** Runs until a promise ends, as it does. */
+  async until<T>(promise: Promise<T>): Promise<T> {
+    let ended = false;
+    const watched = promise.finally(() => ended = true);
+    watched.catch(() => {});
+    while (!ended) {
+      await this.#turns();
+      if (ended) break;
+      // Not everything that a promise waits for is the ring's: modules are loaded by Deno.
+      if (this.#engine.active > 0) this.#engine.pollOnce(-1);
+      else {
+        this.#engine.pollOnce(0);
+        await new Promise((resolve) => setTimeout(resolve, 0));
+      }
+    }
+    return await watched;
+  }
+
+  async run(work: Work): Promise<void> {
+    const engine = this.#engine;
+    const patience = this.#patience;
+    while (!work.isOver()) {
+      if (work.isBusy()) {
+        await this.#settle(work);
+        // Drivers must be able to wake us, not only what is under way.
+        work.endLooking();
+        // With nothing under way in the ring only promises can go on.
+        engine.pollOnce(engine.active > 0 && !work.mustPoll() ? -1 : 0);
+        patience.found();
+      } else if (work.mustPoll()) {
+        work.poll();
+        engine.pollOnce(0);
+      } else if (patience.isLeft) {
+        const found = work.look();
+        if (engine.pollOnce(0) > 0 || found) patience.found();
+      } else {
+        work.endLooking();
+        // What was found then is carried out, and its calls are submitted with the wait.
+        if (!work.isBusy()) patience.sleep(() => engine.pollOnce(-1));
+      }
+      // What ended without being waited for, such as a connection.
+      await undefined;
+    }
+  }
+
+  /** Lets promises go on as long as there are requests that wait for no result of the ring. */
+  async #settle(work: Work): Promise<void> {
+    for (let i = 0; i < TURNS && (work.inFlight() > this.#engine.active || work.inFlight() === 0); i++) await undefined;
+  }
+
+  async #turns(): Promise<void> {
+    for (let i = 0; i < TURNS; i++) await undefined;
+  }
+}
