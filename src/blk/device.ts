@@ -53,6 +53,7 @@ export class BlkDevice implements Device {
         new BlkQueue(index, this.#context, observers, {
           usedBuffer: () => this.#events?.usedBuffer(index),
           needsReset: (violation) => this.#events?.needsReset(violation),
+          besideDriver: () => this.#events?.besideDriver ?? false,
         }),
     );
   }
@@ -83,9 +84,15 @@ export class BlkDevice implements Device {
     return found;
   }
 
-  /** Looks once more, and leaves it to the drivers to notify. */
-  endPolling(): void {
-    for (const queue of this.#queues) queue.endPolling();
+  /**
+   * Looks once more, and leaves it to the drivers to notify.
+   *
+   * @returns whether all that there was is under way: `false` when somebody has to look again
+   */
+  endPolling(): boolean {
+    let all = true;
+    for (const queue of this.#queues) all = queue.endPolling() && all;
+    return all;
   }
 
   /** Whether a write is on stable storage before it completes. */

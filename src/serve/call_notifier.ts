@@ -14,12 +14,8 @@ import type { Notifier } from "../transport/vhost_user/seams.ts";
 /** What is written to an eventfd: the number 1, at an address that the kernel can read at any time. */
 const ONE = new BigUint64Array([1n]);
 
-/** A write to an eventfd that may have to wait. */
-interface WaitingCall {
-  pending: boolean;
-  /** Another call came meanwhile. */
-  again: boolean;
-}
+/** Writes to one eventfd that may be waiting at a time: a front-end could let them wait for ever. */
+const MOST_WAITING = 64;
 
 /**
  * Refuses a descriptor that is surely no eventfd, and closes it. A file that is always ready to be read would keep
@@ -54,7 +50,7 @@ export class CallNotifiers {
     return isNonBlocking(fd) ? this.#quick(fd) : this.#patient(fd);
   }
 
-  /** Submitted with whatever else there is. A full counter tells the front-end just as much. */
+  /** A full counter tells the front-end just as much. */
   #quick(fd: number): Notifier {
     const engine = this.#engine;
     const { ring } = engine;
@@ -65,8 +61,11 @@ export class CallNotifiers {
     return {
       signal: () => {
         while (!ring.prepare(owner, 0, OP.WRITE, fd, address, 8, 0, flags, 0, ring.silent)) engine.makeRoom();
+        // Now: it takes a driver that sleeps longer to wake up than us to carry out the next request.
+        ring.submit();
       },
       close: () => {
+        // What the kernel did not take at once.
         ring.submit();
         close(fd);
       },
@@ -74,33 +73,36 @@ export class CallNotifiers {
   }
 
   /**
-   * For one that waits when it is full: the kernel does so in our place. Never more than one write at a time: a
-   * front-end that lets it wait for ever must not make the kernel keep ever more of them.
+   * For one that waits when it is full: the kernel does so in our place. Most are written at once all the same, and a
+   * call must not wait for the result of the last one to be looked at: the driver would sleep meanwhile.
    */
   #patient(fd: number): Notifier {
     const engine = this.#engine;
     const { ring } = engine;
     const owner = this.#owner;
     const token = this.#nextToken++;
-    const call: WaitingCall = { pending: false, again: false };
+    let pending = 0;
+    // Another call came when no more could wait.
+    let again = false;
     const submit = () => {
-      call.pending = true;
-      call.again = false;
+      pending++;
+      again = false;
       engine.submitAny(owner, token, OP.WRITE, fd, addressOf(ONE.buffer), 8, 0);
+      ring.submit();
     };
     this.#waiting.set(token, () => {
-      call.pending = false;
-      if (call.again) submit();
+      pending--;
+      if (again) submit();
     });
     return {
       signal: () => {
-        if (call.pending) call.again = true;
-        else submit();
+        if (pending < MOST_WAITING) submit();
+        else again = true;
       },
       close: () => {
         this.#waiting.delete(token);
         ring.submit();
-        if (call.pending) {
+        if (pending > 0) {
           while (!ring.prepareCancel(this.#quiet, 0, owner, token)) engine.makeRoom();
           ring.submit();
         }

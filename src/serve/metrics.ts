@@ -44,11 +44,11 @@ const SINGLES: readonly SingleMetric[] = [
     help: "Sum of the requests in flight as each one started; by vblk_requests_started_total, the mean depth.",
     figure: "depthSum",
   },
-  { name: "vblk_batches_total", type: "counter", help: "Times that used buffers were published.", figure: "batches" },
+  { name: "vblk_batches_total", type: "counter", help: "Looks at a ring that found buffers.", figure: "batches" },
   {
     name: "vblk_batch_buffers_total",
     type: "counter",
-    help: "Buffers published; by vblk_batches_total, the mean batch.",
+    help: "Buffers returned; by vblk_batches_total, the mean batch.",
     figure: "published",
   },
   { name: "vblk_kicks_total", type: "counter", help: "Notifications by the driver that were seen.", figure: "kicks" },

@@ -11,7 +11,7 @@ const SHORT_PATIENCE_MS = 0.004;
 
 /**
  * How long to look for something to do before sleeping. As QEMU's: longer when a little more would have found what woke
- * us, not at all when it would not.
+ * us, shorter and in the end not at all when it would not.
  */
 export class Patience {
   readonly #mostMs: number;
@@ -43,7 +43,8 @@ export class Patience {
     action();
     this.#since = performance.now();
     const inVainMs = this.#since - before + this.#nowMs;
-    if (inVainMs > this.#mostMs) this.#nowMs = 0;
+    // Halved, not given up at once: a load with a gap in it would have to begin again, with sleeps, at the shortest.
+    if (inVainMs > this.#mostMs) this.#nowMs = this.#nowMs < 2 * SHORT_PATIENCE_MS ? 0 : this.#nowMs / 2;
     else this.#nowMs = Math.min(this.#mostMs, Math.max(SHORT_PATIENCE_MS, 2 * this.#nowMs));
   }
 }

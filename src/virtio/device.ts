@@ -9,6 +9,12 @@ import type { Virtqueue } from "./virtqueue/virtqueue.ts";
 
 /** What a device tells its driver, through whatever the transport has for it. */
 export interface DeviceEvents {
+  /**
+   * Whether the driver runs on a processor of its own while the device works. Each buffer is worth returning at once
+   * then: the driver sees it, and makes the next one available, while the device is at the others. A driver that waits
+   * for the device to be done is better served by one notification for all of them. Default: false.
+   */
+  readonly besideDriver?: boolean;
   /** Used buffers are visible in a queue, and the driver asked to be notified. */
   usedBuffer(queue: number): void;
   /** The configuration space changed. */

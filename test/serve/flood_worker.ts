@@ -1,25 +1,29 @@
 /**
- * Sends the same messages without end, faster than anybody reads them, until the other side closes. Tells how many bytes
- * it has sent once it is well under way, and at the end.
+ * Sends the same messages without end, faster than anybody reads them, until the other side closes. Counts in shared
+ * memory how many times it has sent all of them.
  */
 
 import { UnixConnection } from "../../src/host/unix_connection.ts";
 
-const scope = globalThis as unknown as {
-  onmessage: ((event: MessageEvent<{ descriptor: number; bytes: Uint8Array<ArrayBuffer> }>) => void) | null;
-  postMessage(sentBytes: number): void;
-};
+/** What it is started with. */
+export interface FloodStart {
+  readonly descriptor: number;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  /** One number. */
+  readonly count: SharedArrayBuffer;
+}
 
-scope.onmessage = ({ data: { descriptor, bytes } }) => {
+const scope = globalThis as unknown as { onmessage: ((event: MessageEvent<FloodStart>) => void) | null };
+
+scope.onmessage = ({ data: { descriptor, bytes, count } }) => {
   const socket = new UnixConnection(descriptor);
-  let sentBytes = 0;
+  const sent = new Int32Array(count);
   try {
     for (;;) {
       socket.send(bytes, [], 5000);
-      sentBytes += bytes.byteLength;
-      if (sentBytes === 10 * bytes.byteLength) scope.postMessage(sentBytes);
+      Atomics.add(sent, 0, 1);
     }
   } catch {
-    scope.postMessage(sentBytes);
+    // The other side has closed.
   }
 };

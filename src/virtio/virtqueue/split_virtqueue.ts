@@ -130,6 +130,11 @@ export class SplitVirtqueue extends Virtqueue {
     return this.take(chain);
   }
 
+  /** What is left of what was seen at the last look. */
+  override get backlog(): number {
+    return (this.#seenAvail - this.#nextAvail) & 0xffff;
+  }
+
   /** Index of the next buffer to take. */
   override get position(): number {
     return this.#nextAvail;

@@ -47,6 +47,8 @@ const CHAIN_MAX_BYTES = 2 ** 32;
 export interface VirtqueueCounters {
   /** Buffers taken from the ring. */
   popped: number;
+  /** Times that the device looked at the ring and took something. */
+  bursts: number;
   /** Buffers returned. */
   pushed: number;
   /** Buffers that the driver can see. */
@@ -78,7 +80,7 @@ export interface VirtqueueRecord {
 
 /** Counters at zero. */
 export function newCounters(): VirtqueueCounters {
-  return { popped: 0, pushed: 0, published: 0, batches: 0, calls: 0, callsSuppressed: 0 };
+  return { popped: 0, bursts: 0, pushed: 0, published: 0, batches: 0, calls: 0, callsSuppressed: 0 };
 }
 
 /** Adds `more` to `sum`. */
@@ -100,10 +102,11 @@ export abstract class Virtqueue {
   /** Who keeps a record of the queue, if anybody does. */
   record: VirtqueueRecord | null = null;
 
+  /** Whether VIRTIO_F_EVENT_IDX was negotiated (§2.7.10, §2.8.10). */
+  readonly eventIdx: boolean;
+
   /** Where the ring and its buffers are. */
   protected readonly memory: GuestMemory;
-  /** Whether VIRTIO_F_EVENT_IDX was negotiated (§2.7.10, §2.8.10). */
-  protected readonly eventIdx: boolean;
   readonly #indirectAllowed: boolean;
 
   /** 1 for each head (split) or buffer ID (packed) that is in flight. */
@@ -144,6 +147,11 @@ export abstract class Virtqueue {
    * @returns `false` when there is none, or when the driver broke the ring: then `violation` says how
    */
   abstract pop(chain: DescriptorChain): boolean;
+
+  /** How many more buffers are known to be available, without a look; a packed ring tells no number. */
+  get backlog(): number {
+    return 0;
+  }
 
   /**
    * Where the queue stands: for a split one the free-running index of the next buffer to take; for a packed one bits 0
