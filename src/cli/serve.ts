@@ -6,17 +6,19 @@
 
 import { libcProblem } from "../host/libc.ts";
 import { ioUringProblem } from "../host/io_uring.ts";
-import type { BlkOptions } from "../blk/options.ts";
+import { BLK_DEFAULTS, type BlkOptions } from "../blk/options.ts";
 import type { Output } from "../script/session.ts";
 import { Control, WISH } from "../serve/control.ts";
 import { Figures } from "../serve/figures.ts";
-import type { ThreadNews, ThreadStart } from "../serve/io_thread.ts";
-import { servedReport } from "../serve/statistics.ts";
+import { threadsReport } from "../serve/statistics.ts";
+import type { ThreadNews, ThreadStart } from "../serve/thread_start.ts";
+import { sharedTrace } from "../serve/trace_output.ts";
 import { CommandFailure, UsageError } from "./failure.ts";
 import type { Subcommand } from "./main.ts";
 import { SERVE_HELP } from "./serve_help.ts";
 import { parseServe, type ServeOptions } from "./serve_options.ts";
 import type { EarlierReport } from "./serve_statistics.ts";
+import { ServeThreads } from "./serve_threads.ts";
 
 /** The subcommand. */
 export const subcommand: Subcommand = { help: SERVE_HELP, run };
@@ -45,15 +47,27 @@ async function run(args: readonly string[], output: Output): Promise<number> {
   }
 }
 
-async function threadStart(options: ServeOptions, { control, figures }: Service): Promise<ThreadStart> {
+async function threadStart(options: ServeOptions, service: Service): Promise<ThreadStart> {
+  const { control, figures, otherFigures } = service;
   const { cache, discard, readOnly, snapshot, share, format } = options.settings;
+  const device = { writeback: cache.writeback, ...await deviceOptions(options.devices), readOnly };
+  const queues = device.queues ?? BLK_DEFAULTS.queues;
+  if (options.ioThreads > queues) {
+    throw new UsageError(
+      `--iothreads ${options.ioThreads}: the device has ${queues} queue${
+        queues === 1 ? "" : "s"
+      }, and each queue one thread`,
+      `give --device num-queues=${options.ioThreads}, or more`,
+    );
+  }
   return {
+    part: "first",
     image: options.image,
     open: { format, readOnly, snapshot, share },
     direct: cache.direct,
     ignoreFlush: cache.noFlush,
     ignoreDiscard: !discard,
-    device: { writeback: cache.writeback, ...await deviceOptions(options.devices), readOnly },
+    device,
     socketPath: options.socketPath,
     passed: passedSockets(options.socketPath),
     once: options.once,
@@ -64,7 +78,9 @@ async function threadStart(options: ServeOptions, { control, figures }: Service)
       figures: figures.memory,
       requests: options.statsSeconds !== null || options.metrics !== null,
       trace: options.trace,
+      sharedTrace: otherFigures.length > 0 ? sharedTrace() : null,
     },
+    otherFigures: otherFigures.map(({ memory }) => memory),
   };
 }
 
@@ -92,6 +108,7 @@ function passedSockets(socketPath: string | null): ThreadStart["passed"] {
 class Service {
   readonly control = new Control();
   readonly figures = new Figures();
+  readonly otherFigures: readonly Figures[];
   readonly #options: ServeOptions;
   readonly #output: Output;
   readonly #startedMs = performance.now();
@@ -107,6 +124,7 @@ class Service {
   constructor(options: ServeOptions, output: Output) {
     this.#options = options;
     this.#output = output;
+    this.otherFigures = Array.from({ length: options.ioThreads - 1 }, () => new Figures());
     this.#disk = { image: options.image, format: options.settings.format ?? "unknown" };
   }
 
@@ -118,7 +136,7 @@ class Service {
     ]);
     const server = serveMetrics(address, async () => {
       await this.#refreshed();
-      return metricsText(this.figures, this.#disk);
+      return metricsText(Figures.total(this.figures, this.otherFigures), this.#disk);
     });
     this.#output.out([`metrics at ${server.url}`]);
     return server;
@@ -126,7 +144,6 @@ class Service {
 
   /** Runs the thread until it ends. */
   async run(start: ThreadStart): Promise<number> {
-    const worker = new Worker(new URL("../serve/io_thread.ts", import.meta.url), { type: "module" });
     const stop = () => this.control.ask(WISH.stop);
     const print = () => void this.#refreshed().then(() => this.#print());
     // Not SIGUSR1: to that Deno opens its inspector.
@@ -135,7 +152,8 @@ class Service {
     const { statsSeconds } = this.#options;
     const timer = statsSeconds ? setInterval(print, statsSeconds * 1000) : undefined;
     try {
-      await this.#ended(worker, start);
+      await this.#threads(start).run();
+      if (this.#failure !== null) throw this.#failure;
       if (statsSeconds !== null) await this.#print();
       return 0;
     } finally {
@@ -145,31 +163,12 @@ class Service {
     }
   }
 
-  #ended(worker: Worker, start: ThreadStart): Promise<void> {
-    return new Promise((resolve, reject) => {
-      worker.onerror = (event) => {
-        event.preventDefault();
-        reject(new Error(`the I/O thread ended: ${event.message}`));
-      };
-      worker.onmessage = ({ data }: MessageEvent<ThreadNews>) => {
-        switch (data.news) {
-          case "ready":
-            return this.#ready(start, data).catch(reject);
-          case "statistics":
-            return this.#waiting.splice(0).forEach((resume) => resume());
-          case "message":
-            return this.#output.err([
-              `vblk: ${data.text}`,
-              ...data.hint === undefined ? [] : [`hint: ${data.hint}`],
-            ]);
-          case "ended":
-            worker.terminate();
-            if (this.#failure !== null) reject(this.#failure);
-            else if (data.error === undefined) resolve();
-            else reject(new CommandFailure(data.error.message, data.error.hint));
-        }
-      };
-      worker.postMessage(start);
+  #threads(start: ThreadStart): ServeThreads {
+    return new ServeThreads(start, {
+      ready: (news) => this.#ready(start, news),
+      statistics: () => this.#waiting.splice(0).forEach((resume) => resume()),
+      message: ({ text, hint }) => this.#output.err([`vblk: ${text}`, ...hint === undefined ? [] : [`hint: ${hint}`]]),
+      stop: () => this.control.ask(WISH.stop),
     });
   }
 
@@ -211,7 +210,7 @@ class Service {
 
   async #print(): Promise<void> {
     const { servedLines } = await import("./serve_statistics.ts");
-    const report = servedReport(this.figures);
+    const report = threadsReport(this.figures, this.otherFigures);
     const seconds = (performance.now() - this.#startedMs) / 1000;
     const lines = servedLines(report, seconds, this.#earlier);
     this.#earlier = { report, seconds };

@@ -21,6 +21,8 @@ export const SERVE_HELP: readonly string[] = [
   "  -d, --discard MODE    unmap (default) or ignore",
   "  --direct              the same as -t none: go past the host's page cache",
   "  --device PROPERTIES   what the device offers, as for 'vblk attach'; '--device help' lists them",
+  "  --iothreads N         spread the queues over N threads (default: 1), of a raw image given with -f raw: queue i is",
+  "                        thread i modulo N's. Needs as many queues (--device num-queues=N), which the front-end uses",
   "  --poll-max-ns N       look for requests at most so long before sleeping (default: 100000); 0 sleeps at once",
   "  --pid-file FILE       write the process's number there while it serves",
   "",

@@ -5,6 +5,7 @@
  */
 
 import { addressBytes, SocketPathError } from "../host/unix_address.ts";
+import { protocolOf } from "../image/names.ts";
 import { getopt, type GivenOption, type LongOption, OptionError } from "../script/getopt.ts";
 import { applyFlag, DEFAULT_SETTINGS, type OpenSettings, SettingError } from "../script/open_settings.ts";
 import type { TraceForm } from "../serve/trace_output.ts";
@@ -17,6 +18,8 @@ export interface ServeOptions {
   readonly socketPath: string | null;
   readonly controlPath: string | null;
   readonly once: boolean;
+  /** How many threads the queues are spread over. */
+  readonly ioThreads: number;
   /** Values of `--device`, in order. */
   readonly devices: readonly string[];
   readonly pollNanoseconds: number;
@@ -36,6 +39,7 @@ const LONGS: readonly LongOption[] = [
   { name: "vhost-user", value: "required" },
   { name: "control", value: "required" },
   { name: "once", value: "none" },
+  { name: "iothreads", value: "required" },
   { name: "direct", value: "none" },
   { name: "device", value: "required" },
   { name: "poll-max-ns", value: "required" },
@@ -53,7 +57,9 @@ const LONGS: readonly LongOption[] = [
   { name: "help", value: "none", letter: "h" },
 ];
 
-/** `--poll-max-ns` when it is not given: found by measurement. */
+/** More than anybody's disk has use for; each takes an io_uring and some memory. */
+const MOST_IO_THREADS = 64;
+
 /** By measurement: to be woken takes 60 us on a virtual machine whose core has nothing else to do. */
 const DEFAULT_POLL = "100000";
 
@@ -75,9 +81,11 @@ export function parseServe(args: readonly string[]): ServeOptions | "help" | "de
   if (has("control") && last("control") === last("vhost-user")) {
     throw new UsageError("--control and --vhost-user are two sockets, and need two paths");
   }
+  const settings = settingsOf(options);
   return {
     image: operands[0],
-    settings: settingsOf(options),
+    settings,
+    ioThreads: ioThreads(last("iothreads"), operands[0], settings),
     socketPath: socketPath(last("vhost-user")),
     controlPath: socketPath(last("control")),
     once: has("once"),
@@ -98,6 +106,30 @@ function readOptions(args: readonly string[]): { options: readonly GivenOption[]
     if (!(error instanceof OptionError)) throw error;
     throw new UsageError(error.message);
   }
+}
+
+/** Refuses what several threads can't do, whatever the image is like. */
+function ioThreads(text: string | undefined, image: string, { format, snapshot }: OpenSettings): number {
+  if (text === undefined) return 1;
+  const count = wholeNumber("iothreads", text, `threads from 1 to ${MOST_IO_THREADS}`);
+  if (count < 1 || count > MOST_IO_THREADS) {
+    throw new UsageError(`--iothreads ${text}: not a number of threads from 1 to ${MOST_IO_THREADS}`);
+  }
+  if (count === 1) return 1;
+  if (snapshot) throw new UsageError("--iothreads: what --snapshot keeps in memory belongs to one thread");
+  if (protocolOf(image) !== null) {
+    throw new UsageError(`--iothreads: several threads serve a file or a block device, and no '${image}'`);
+  }
+  if (format !== "raw") {
+    throw new UsageError(
+      format === undefined
+        ? "--iothreads: several threads serve raw images only, and what is one must not be guessed"
+        : `--iothreads: several threads serve raw images only, and -f says ${format}`,
+      // Each thread would guard the first sector for itself, and two writes that are harmless could make a header together.
+      format === undefined ? "give -f raw if it is one; the tables of other formats belong to one thread" : undefined,
+    );
+  }
+  return count;
 }
 
 function settingsOf(options: readonly GivenOption[]): OpenSettings {

@@ -45,6 +45,7 @@ const SYMBOLS = {
   listen: { parameters: ["i32", "i32"], result: "i32" },
   accept4: { parameters: ["i32", "pointer", "pointer", "i32"], result: "i32" },
   connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  shutdown: { parameters: ["i32", "i32"], result: "i32" },
   getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
   sendmsg: { parameters: ["i32", "pointer", "i32"], result: "i32" },
   recvmsg: { parameters: ["i32", "pointer", "i32"], result: "i32" },
@@ -286,6 +287,12 @@ export function memfdCreate(name: string, sizeBytes: number): number {
 /** Keeps a descriptor from programs that are started later. */
 export function setCloseOnExec(descriptor: number): void {
   check("fcntl", () => libc().fcntl(descriptor, F_SETFD, FD_CLOEXEC));
+}
+
+/** Makes another descriptor of the same open file. */
+export function duplicate(descriptor: number): number {
+  const F_DUPFD_CLOEXEC = 1030;
+  return check("fcntl", () => libc().fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
 }
 
 /** Whether operations on a descriptor fail where they would wait. */

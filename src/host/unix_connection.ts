@@ -102,6 +102,12 @@ export class UnixConnection implements Disposable {
     }
   }
 
+  /** Says that nothing more will be sent: the other side reads on to the end. */
+  endSending(): void {
+    const SHUT_WR = 1;
+    libc().shutdown(this.descriptor, SHUT_WR);
+  }
+
   /** Ends the connection. */
   close(): void {
     if (this.#closed) return;

@@ -14,7 +14,7 @@
 
 import { DescriptorList } from "../host/socket_message.ts";
 import type { UnixConnection } from "../host/unix_connection.ts";
-import { UnixServer } from "../host/unix_socket.ts";
+import type { Listener } from "./handed_over.ts";
 import type { Watch, Watches } from "./watches.ts";
 
 /** Longest line of a command, in bytes. */
@@ -53,7 +53,7 @@ interface Client {
 
 /** The socket, and those who are connected. */
 export class ControlSocket {
-  readonly #listener: UnixServer;
+  readonly #listener: Listener;
   readonly #watches: Watches;
   readonly #commands: ControlCommands;
   readonly #watch: Watch;
@@ -62,16 +62,12 @@ export class ControlSocket {
   /** Commands are carried out one after the other, whoever sends them. */
   #last: Promise<unknown> = Promise.resolve();
 
-  /**
-   * Makes the socket, with mode 0600.
-   *
-   * @throws SocketPathError, HostError
-   */
-  constructor(path: string, watches: Watches, commands: ControlCommands) {
-    this.#listener = UnixServer.listen(path);
+  /** Takes the listener over. */
+  constructor(listener: Listener, watches: Watches, commands: ControlCommands) {
+    this.#listener = listener;
     this.#watches = watches;
     this.#commands = commands;
-    this.#watch = watches.add(this.#listener.descriptor, () => this.#accept());
+    this.#watch = watches.add(listener.descriptor, () => this.#accept());
   }
 
   /** Whether a command is being carried out. */

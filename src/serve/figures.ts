@@ -86,6 +86,24 @@ export class Figures implements RequestObserver {
     })) as Record<BlkRequestKind, { numbers: Float64Array; latency: Histogram }>;
   }
 
+  /**
+   * The numbers of several threads together, as they are now: of the disk and of front-ends, those of the first, which
+   * alone has to do with them. The depth stays the mean of what each thread had in flight.
+   */
+  static total(first: Figures, others: readonly Figures[]): Figures {
+    const total = new Figures();
+    for (const figures of [first, ...others]) {
+      figures.#singles.forEach((number, i) => total.#singles[i] += number);
+      for (const kind of KINDS) {
+        const [from, to] = [figures.#kinds[kind], total.#kinds[kind]];
+        for (let i = 0; i < LATENCY; i++) to.numbers[i] += from.numbers[i];
+        to.latency.addAll(from.latency);
+      }
+    }
+    for (const name of ["sizeBytes", "frontEnds", "connected"] as const) total.set({ [name]: first.get(name) });
+    return total;
+  }
+
   started(request: ObservedRequest): void {
     const singles = this.#singles;
     request.startedAt = performance.now();

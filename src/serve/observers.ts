@@ -15,7 +15,7 @@ import type { SessionObservers } from "../transport/vhost_user/session.ts";
 import { formatVhostUserViolation } from "../transport/vhost_user/rules.ts";
 import type { Violation } from "../virtio/violation.ts";
 import { Figures } from "./figures.ts";
-import { type TraceForm, traceSink } from "./trace_output.ts";
+import { type SharedTrace, type TraceForm, traceSink } from "./trace_output.ts";
 
 /** What is to be observed: it can be sent to a thread. */
 export interface ObserveStart {
@@ -24,6 +24,8 @@ export interface ObserveStart {
   /** Whether every request is counted and timed, or only what the rings count anyway. */
   readonly requests: boolean;
   readonly trace: TraceForm | null;
+  /** Set when several threads trace to one output. */
+  readonly sharedTrace: SharedTrace | null;
 }
 
 /** Says something to the user. */
@@ -78,19 +80,19 @@ export class Observers {
   }
 
   /** Loads what is needed. */
-  static async create({ figures, requests, trace }: ObserveStart, tell: Tell): Promise<Observers> {
-    const sink = trace === null ? undefined : await traceSink(trace);
+  static async create({ figures, requests, trace, sharedTrace }: ObserveStart, tell: Tell): Promise<Observers> {
+    const sink = trace === null ? undefined : await traceSink(trace, undefined, sharedTrace);
     return new Observers(new Figures(figures), requests, sink, tell);
   }
 
   /** Brings up to date what is not counted request by request. */
   refresh(device: BlkDevice, image: Image, kicks: number): void {
     const { counters, inFlightCount } = device;
-    const { batches, published, calls, callsSuppressed } = counters;
+    const { bursts, published, calls, callsSuppressed } = counters;
     const { tableLookups } = image as { tableLookups?: { hits: number; misses: number } };
     const { hits, misses } = tableLookups ?? { hits: 0, misses: 0 };
     this.figures.set({
-      batches,
+      batches: bursts,
       published,
       calls,
       callsSuppressed,

@@ -13,6 +13,7 @@ const SECTOR_BYTES = 512;
 /**
  * Changes the size as a request says: `size`, or `by`. The guest is told.
  *
+ * @param others changes it for the other threads that serve the image: before the guest hears of it
  * @returns the size, in bytes, that the disk has now
  * @throws ControlRefusal, BlockError
  */
@@ -20,6 +21,7 @@ export async function resizeServed(
   request: Readonly<Record<string, unknown>>,
   device: BlkDevice,
   image: Image,
+  others: (sizeBytes: number) => Promise<void> = () => Promise.resolve(),
 ): Promise<number> {
   const { size, by, shrink = false } = request;
   const wanted = by === undefined ? size : typeof by === "number" ? image.sizeBytes + by : by;
@@ -36,7 +38,10 @@ export async function resizeServed(
       "what is behind the new end is lost; the guest must have let go of it before",
     );
   }
-  if (after !== image.sizeBytes) await device.resize(after);
+  if (after !== image.sizeBytes) {
+    await others(after);
+    await device.resize(after);
+  }
   if (!image.readOnly) await image.flush();
   return image.sizeBytes;
 }

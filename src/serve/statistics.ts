@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Figures } from "./figures.ts";
+import { Figures } from "./figures.ts";
 
 /** Numbers of one kind of request; all of them since the start. */
 export interface ServedKind {
@@ -44,6 +44,26 @@ export interface ServedReport {
   readonly sizeBytes: number;
   readonly frontEnds: number;
   readonly connected: boolean;
+  /** Of each thread, the first one first; left out when there is only one. */
+  readonly threads?: readonly ThreadReport[];
+}
+
+/** What one of several threads did. */
+export interface ThreadReport {
+  readonly buffers: number;
+  readonly kicks: number;
+  readonly calls: number;
+}
+
+/** The numbers of several threads, together and one by one. */
+export function threadsReport(first: Figures, others: readonly Figures[]): ServedReport {
+  if (others.length === 0) return servedReport(first);
+  const threads = [first, ...others].map((figures): ThreadReport => ({
+    buffers: figures.get("published"),
+    kicks: figures.get("kicks"),
+    calls: figures.get("calls"),
+  }));
+  return { ...servedReport(Figures.total(first, others)), threads };
 }
 
 /** The numbers so far. */

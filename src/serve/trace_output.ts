@@ -13,12 +13,51 @@ export type TraceForm = "text" | "json" | "explain";
 /** What is collected before it is written, in characters. */
 const MOST_COLLECTED = 1 << 16;
 
-/** The sink for a form; loads what it needs. */
-export async function traceSink(form: TraceForm, write: (text: string) => void = writeToStderr): Promise<TraceSink> {
-  const lines = collected(write);
-  if (form === "json") return (await import("../trace/json_sink.ts")).jsonSink(lines);
-  if (form === "text") return (await import("../trace/text_sink.ts")).textSink(lines);
+/** What threads that trace to one output have in common: it can be sent. */
+export interface SharedTrace {
+  /** When the trace began, in milliseconds since 1970. */
+  readonly began: number;
+  /** Who writes, and how many events there were. */
+  readonly memory: SharedArrayBuffer;
+}
+
+const WRITING = 0;
+const EVENTS = 1;
+
+/** Makes it. */
+export function sharedTrace(): SharedTrace {
+  return { began: performance.timeOrigin + performance.now(), memory: new SharedArrayBuffer(8) };
+}
+
+/**
+ * The sink for a form; loads what it needs.
+ *
+ * @param shared with other threads; lines of theirs are not mixed with those of this one, and one clock and one count go
+ * for all
+ */
+export async function traceSink(
+  form: TraceForm,
+  write: (text: string) => void = writeToStderr,
+  shared: SharedTrace | null = null,
+): Promise<TraceSink> {
+  const words = shared === null ? null : new Int32Array(shared.memory);
+  const lines = collected(words === null ? write : (text) => alone(words, () => write(text)));
+  const now = shared === null ? undefined : () => performance.timeOrigin + performance.now() - shared.began;
+  const next = words === null ? undefined : () => Atomics.add(words, EVENTS, 1) >>> 0;
+  if (form === "json") return (await import("../trace/json_sink.ts")).jsonSink(lines, now, next);
+  if (form === "text") return (await import("../trace/text_sink.ts")).textSink(lines, now);
   return (await import("../trace/explain.ts")).explainSink(lines);
+}
+
+/** Does something that no other thread does meanwhile. Who waits for a reader that does not read, all wait for. */
+function alone(words: Int32Array, action: () => void): void {
+  while (Atomics.compareExchange(words, WRITING, 0, 1) !== 0) Atomics.wait(words, WRITING, 1);
+  try {
+    action();
+  } finally {
+    Atomics.store(words, WRITING, 0);
+    Atomics.notify(words, WRITING, 1);
+  }
 }
 
 /** Collects the lines of a turn, and writes them together. */

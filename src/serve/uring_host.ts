@@ -6,7 +6,7 @@
  */
 
 import { EventFd } from "../host/event_fd.ts";
-import { close, memfdCreate } from "../host/libc.ts";
+import { close, duplicate, memfdCreate } from "../host/libc.ts";
 import { Mapping } from "../host/mapping.ts";
 import { UnixConnection } from "../host/unix_connection.ts";
 import type { UringEngine } from "../storage/uring_engine.ts";
@@ -47,6 +47,10 @@ export class UringHost implements VhostUserHost {
 
   closeFd(fd: number): void {
     close(fd);
+  }
+
+  duplicateFd(fd: number): number {
+    return duplicate(fd);
   }
 
   map(fd: number, offset: number, sizeBytes: number): MappedBytes {

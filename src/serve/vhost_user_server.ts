@@ -6,9 +6,9 @@
 
 import { DescriptorList } from "../host/socket_message.ts";
 import type { UnixConnection } from "../host/unix_connection.ts";
-import type { UnixServer } from "../host/unix_socket.ts";
 import type { VhostUserBackEnd } from "../transport/vhost_user/back_end.ts";
 import type { EndReason, VhostUserConnection } from "../transport/vhost_user/connection.ts";
+import type { Listener } from "./handed_over.ts";
 import type { UringHost } from "./uring_host.ts";
 import type { Watch, Watches } from "./watches.ts";
 
@@ -29,17 +29,18 @@ export interface ServerEvents {
 
 /** The socket. */
 export class VhostUserServer {
-  readonly #listener: UnixServer;
+  readonly #listener: Listener;
   readonly #backEnd: VhostUserBackEnd;
   readonly #host: UringHost;
   readonly #watches: Watches;
   readonly #events: ServerEvents;
   readonly #watch: Watch;
+  #socket: UnixConnection | null = null;
   #stopping = false;
 
   /** Takes the listener over. */
   constructor(
-    listener: UnixServer,
+    listener: Listener,
     backEnd: VhostUserBackEnd,
     host: UringHost,
     watches: Watches,
@@ -71,11 +72,17 @@ export class VhostUserServer {
     this.#listener.close();
   }
 
+  /** Lets go of the front-end without a word, after a bug of ours: it must not wait for ever. */
+  abandon(): void {
+    this.#socket?.close();
+  }
+
   #accept(): void {
     // The next one waits in the socket's queue.
     if (this.#stopping || this.#backEnd.connection !== null) return;
     const socket = this.#listener.accept(0);
     if (socket === null) return;
+    this.#socket = socket;
     const connection = this.#backEnd.open((message, fds) => this.#send(socket, connection, message, fds));
     const read = () => this.#read(socket, connection) || watch.again();
     const watch = this.#watches.add(socket.descriptor, read);

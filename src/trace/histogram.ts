@@ -34,6 +34,15 @@ export class Histogram {
     if (value > numbers[MAX]) numbers[MAX] = value;
   }
 
+  /** Counts what another one has counted too. */
+  addAll(other: Histogram): void {
+    const numbers = this.#numbers;
+    const others = other.#numbers;
+    const max = Math.max(numbers[MAX], others[MAX]);
+    for (let i = 0; i < numbers.length; i++) numbers[i] += others[i];
+    numbers[MAX] = max;
+  }
+
   /** How many values were counted. */
   get count(): number {
     return this.#numbers[COUNT];

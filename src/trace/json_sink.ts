@@ -18,12 +18,21 @@ import type { TraceEvent, TraceSink } from "./events.ts";
 export type TraceRecord = { readonly time: number; readonly sequence: number } & TraceEvent;
 
 /** A sink that writes each event as a line of JSON. */
-export function jsonSink(write: (lines: readonly string[]) => void, now: () => number = clock()): TraceSink {
-  let sequence = 0;
+export function jsonSink(
+  write: (lines: readonly string[]) => void,
+  now: () => number = clock(),
+  next: () => number = counter(),
+): TraceSink {
   return (event) => {
-    const record: TraceRecord = { time: Number(now().toFixed(3)), sequence: sequence++, ...event };
+    const record: TraceRecord = { time: Number(now().toFixed(3)), sequence: next(), ...event };
     write([JSON.stringify(record)]);
   };
+}
+
+/** 0, and one more each time. */
+function counter(): () => number {
+  let count = 0;
+  return () => count++;
 }
 
 /** Milliseconds since now. */

@@ -8,6 +8,7 @@ import { Random } from "../random.ts";
 import { Folder, sameBytes } from "../storage/support.ts";
 import { requiresTrixie, trixieRoot } from "../trixie.ts";
 import { ServedDisk } from "./guest/served_disk.ts";
+import { control } from "../serve/rig.ts";
 import { create, runTrixie } from "./libblkio.ts";
 
 const QUEUES = 4;
@@ -16,6 +17,8 @@ const BLOCKS = 256;
 const ROUNDS = 40;
 /** Requests of a queue that are under way together. */
 const DEPTH = 16;
+/** Each round writes and reads. */
+const ALL = 2 * ROUNDS * QUEUES * DEPTH;
 
 const SYMBOLS = {
   blkio_create: { parameters: ["buffer", "buffer"], result: "i32" },
@@ -104,9 +107,10 @@ class Client implements Disposable {
   }
 }
 
-for (const format of ["raw", "qcow2"]) {
+for (const [format, threads] of [["raw", 1], ["raw", 2], ["qcow2", 1]] as const) {
   Deno.test({
-    name: `${QUEUES} queues of libblkio write and read one served disk at the same time: ${format}`,
+    name:
+      `${QUEUES} queues of libblkio write and read one served disk at the same time: ${format}, I/O threads: ${threads}`,
     ...requiresTrixie(),
     async fn() {
       using folder = new Folder();
@@ -116,7 +120,8 @@ for (const format of ["raw", "qcow2"]) {
       await using disk = await ServedDisk.start(
         path,
         folder.file("sock"),
-        ...["-f", format, "--device", `num-queues=${QUEUES}`],
+        ...["-f", format, "--device", `num-queues=${QUEUES}`, "--iothreads", `${threads}`],
+        ...["--control", folder.file("control")],
       );
       const model = new Uint8Array(BLOCKS * BLOCK_BYTES);
       {
@@ -146,6 +151,8 @@ for (const format of ["raw", "qcow2"]) {
           }
         }
       }
+      const { threads: each = [] } = control(folder.file("control"), { command: "statistics" });
+      assertEquals(each.map(({ buffers }) => buffers), threads === 1 ? [] : [ALL / 2, ALL / 2]);
       assertEquals(await disk.stop(), 0, disk.errors);
       assertEquals(disk.errors, "");
       await runTrixie("qemu-img", "convert", "-f", format, "-O", "raw", path, `${path}.raw`);

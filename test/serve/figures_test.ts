@@ -10,7 +10,7 @@ import { GuestMemory } from "../../src/memory/guest_memory.ts";
 import { MemoryRegion } from "../../src/memory/region.ts";
 import { Figures } from "../../src/serve/figures.ts";
 import { metricsText } from "../../src/serve/metrics.ts";
-import { servedReport } from "../../src/serve/statistics.ts";
+import { servedReport, threadsReport } from "../../src/serve/statistics.ts";
 import { BlockError } from "../../src/storage/block_error.ts";
 import { FaultStorage } from "../../src/storage/fault.ts";
 import { MemoryStorage } from "../../src/storage/memory.ts";
@@ -130,4 +130,33 @@ Deno.test("servedLines() prints a row for each kind, and speeds since the last t
   ]);
   // What only the rings count is shown without the others.
   assertEquals(servedLines({ ...report, kinds: [] }, 12).length, 3);
+});
+
+Deno.test("the numbers of several threads are added up, but for those of the disk and of front-ends", async () => {
+  const [first, other] = [new Figures(), new Figures()];
+  for (const [figures, writes] of [[first, 1], [other, 3]] as const) {
+    const { guest } = await machine({ requests: figures });
+    for (let i = 0; i < writes; i++) await guest.write(0, new Uint8Array(512));
+    if (figures === other) await guest.flush();
+    figures.set({ published: 10 * writes, kicks: writes, calls: writes, sizeBytes: 1 << 20 });
+  }
+  first.set({ frontEnds: 2, connected: 1 });
+  const report = threadsReport(first, [other]);
+  assertEquals(report.kinds.map(({ kind, requests, bytes }) => [kind, requests, bytes]), [
+    ["write", 4, 2048],
+    ["flush", 1, 0],
+  ]);
+  const slowest = [first, other].map((figures) => servedReport(figures).kinds[0].latency.max);
+  assertEquals(report.kinds[0].latency.max, Math.max(...slowest));
+  const { buffers, sizeBytes, frontEnds, connected } = report;
+  assertEquals({ buffers, sizeBytes, frontEnds, connected }, {
+    buffers: 40,
+    sizeBytes: 1 << 20,
+    frontEnds: 2,
+    connected: true,
+  });
+  assertEquals(report.threads, [{ buffers: 10, kicks: 1, calls: 1 }, { buffers: 30, kicks: 3, calls: 3 }]);
+  // Neither has taken what is the other's.
+  assertEquals([first.get("published"), other.get("published")], [10, 30]);
+  assertEquals(threadsReport(first, []).threads, undefined);
 });

@@ -114,12 +114,20 @@ interface Case {
   readonly flushOneIn?: number;
   /** Requests between two kills. Default: 3000 and more. */
   readonly requests?: number;
+  /** I/O threads; there are twice as many queues. Default: 1. */
+  readonly threads?: number;
   /** Makes the image. */
   make(path: string): void;
 }
 
 const CASES: readonly Case[] = [
   { name: "raw", format: "raw", make: (path) => run("qemu-img", "create", "-q", "-f", "raw", path, "8M") },
+  {
+    name: "raw, two I/O threads",
+    format: "raw",
+    threads: 2,
+    make: (path) => run("qemu-img", "create", "-q", "-f", "raw", path, "8M"),
+  },
   {
     name: "qcow2, allocated",
     format: "qcow2",
@@ -143,12 +151,12 @@ const CASES: readonly Case[] = [
 
 const KILLS = 4;
 
-for (const { name, format, make, flushOneIn = 20, requests = 3000 } of CASES) {
+for (const { name, format, make, flushOneIn = 20, requests = 3000, threads = 1 } of CASES) {
   for (const layout of LAYOUTS) {
     Deno.test({
       name: `${name}, ${layout} rings: killed ${KILLS} times under load, nothing is lost and nothing old comes back`,
       ...requires("qemu-img"),
-      fn: () => survive(layout, format, make, flushOneIn, requests),
+      fn: () => survive(layout, format, make, flushOneIn, requests, threads),
     });
   }
 }
@@ -159,14 +167,16 @@ async function survive(
   make: (path: string) => void,
   flushOneIn: number,
   requests: number,
+  threads: number,
 ): Promise<void> {
   const seed = Number(Deno.env.get("VBLK_SEED") ?? 1);
   using folder = new Folder();
   const [image, socket] = [folder.file("disk"), folder.file("vm.sock")];
   make(image);
-  using guest = new Guest({ layout, queues: 2, size: 128, slots: 96 });
+  using guest = new Guest({ layout, queues: 2 * threads, size: 128, slots: 96 });
   const load = new Load(guest, new Random(seed), flushOneIn);
-  const args = [image, "-f", format, "--device", "num-queues=2,packed=on", "--vhost-user", socket];
+  const device = `num-queues=${guest.queues.length},packed=on`;
+  const args = [image, "-f", format, "--iothreads", `${threads}`, "--device", device, "--vhost-user", socket];
   const replayed: number[] = [];
   try {
     for (let life = 0; life <= KILLS; life++) {

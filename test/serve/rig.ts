@@ -12,6 +12,7 @@ import { Mapping } from "../../src/host/mapping.ts";
 import { DescriptorList } from "../../src/host/socket_message.ts";
 import { UnixConnection } from "../../src/host/unix_connection.ts";
 import { MemoryRegion } from "../../src/memory/region.ts";
+import type { ServedReport } from "../../src/serve/statistics.ts";
 import { OFFERED_PROTOCOL_FEATURES } from "../../src/transport/vhost_user/session.ts";
 import {
   FLAG_NEED_REPLY,
@@ -472,17 +473,17 @@ export class Guest implements Disposable {
   }
 
   /** One request from its start to its end; returns its status. */
-  run(type: number, offset: number, lengthBytes: number, data?: Uint8Array): number {
+  run(type: number, offset: number, lengthBytes: number, data?: Uint8Array, queue = 0): number {
     const slot = this.free[this.free.length - 1];
     if (data !== undefined) this.data(slot, data.byteLength).set(data);
-    this.submit(slot, type, offset, lengthBytes);
-    this.kick();
-    return this.wait()[0].status;
+    this.submit(slot, type, offset, lengthBytes, queue);
+    this.kick(queue);
+    return this.wait(queue)[0].status;
   }
 
   /** What a range of the disk holds. */
-  read(offset: number, lengthBytes: number): Uint8Array<ArrayBuffer> {
-    const status = this.run(TYPE.read, offset, lengthBytes);
+  read(offset: number, lengthBytes: number, queue = 0): Uint8Array<ArrayBuffer> {
+    const status = this.run(TYPE.read, offset, lengthBytes, undefined, queue);
     assert(status === OK, `a read of ${lengthBytes} bytes at ${offset} ended with ${status}`);
     return this.data(this.free[this.free.length - 1], lengthBytes).slice();
   }
@@ -500,4 +501,24 @@ export function assertServes(path: string): void {
   const block = new Uint8Array(512).fill(0x5a);
   assert(guest.run(TYPE.write, 0, 512, block) === OK, "a write failed");
   assert(guest.read(0, 512).every((byte) => byte === 0x5a), "what was written was not read back");
+}
+
+/** What the control socket answers to a command. */
+export function control(path: string, request: Readonly<Record<string, unknown>>): ControlReply {
+  using socket = UnixConnection.connect(path);
+  using descriptors = new DescriptorList();
+  socket.send(new TextEncoder().encode(`${JSON.stringify(request)}\n`), [], PATIENCE_MS);
+  for (let text = "";;) {
+    const bytes = new Uint8Array(1);
+    if (socket.receive(bytes, descriptors, PATIENCE_MS) !== "all") throw new Error(`no answer: ${text}`);
+    if (bytes[0] === 10) return JSON.parse(text) as ControlReply;
+    text += String.fromCharCode(bytes[0]);
+  }
+}
+
+/** An answer of the control socket, as far as tests look at it. */
+export interface ControlReply extends Partial<ServedReport> {
+  readonly ok: boolean;
+  readonly error?: string;
+  readonly size?: number;
 }

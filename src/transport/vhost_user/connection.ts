@@ -8,11 +8,11 @@
  */
 
 import type { Violation } from "../../virtio/violation.ts";
-import { type Answer, dispatch, type RawMessage } from "./dispatch.ts";
+import type { Answer, RawMessage } from "./dispatch.ts";
+import type { MessageHandler } from "./message_handler.ts";
 import { MAX_FDS_PER_MESSAGE } from "./messages.ts";
 import { vhostUserViolation } from "./rules.ts";
 import { MessageFds } from "./seams.ts";
-import type { Session } from "./session.ts";
 import { FLAG_REPLY, HEADER_BYTES, PAYLOAD_MAX_BYTES, VERSION_MASK, VHOST_USER_VERSION } from "./vhost_user_layout.ts";
 
 /** Sends a message; takes the descriptors over and closes them when they are sent. */
@@ -31,7 +31,7 @@ export class VhostUserConnection {
   /** Called when `wantedBytes` rises from 0: whoever reads the socket may go on. */
   onReady: () => void = () => {};
 
-  readonly #session: Session;
+  readonly #handler: MessageHandler;
   readonly #send: Send;
   #settle!: (reason: EndReason) => void;
   #fail!: (error: unknown) => void;
@@ -47,8 +47,8 @@ export class VhostUserConnection {
   #busy: Promise<void> | null = null;
   #ended: EndReason | null = null;
 
-  constructor(session: Session, send: Send) {
-    this.#session = session;
+  constructor(handler: MessageHandler, send: Send) {
+    this.#handler = handler;
     this.#send = send;
     this.closed = new Promise((settle, fail) => {
       this.#settle = settle;
@@ -77,7 +77,7 @@ export class VhostUserConnection {
    */
   receive(bytes: Uint8Array, fds: readonly number[] = []): void {
     if (bytes.byteLength > this.wantedBytes && this.#ended === null) {
-      for (const fd of fds) this.#session.host.closeFd(fd);
+      for (const fd of fds) this.#handler.host.closeFd(fd);
       throw new RangeError(`${bytes.byteLength} bytes were read where ${this.wantedBytes} are wanted`);
     }
     if (fds.length > 0 && !this.#keep(fds)) return;
@@ -93,7 +93,7 @@ export class VhostUserConnection {
   disconnected(): void {
     if (this.#have > 0 && this.#ended === null) {
       const found = `the connection ended after ${this.#have} of ${this.#need} bytes`;
-      this.#session.refused(vhostUserViolation("message-cut", found));
+      this.#handler.refused(vhostUserViolation("message-cut", found));
     }
     this.#end({ kind: "disconnected" });
   }
@@ -114,7 +114,7 @@ export class VhostUserConnection {
       this.#fds = new MessageFds(fds);
       return true;
     }
-    for (const fd of fds) this.#session.host.closeFd(fd);
+    for (const fd of fds) this.#handler.host.closeFd(fd);
     this.#refuse(vhostUserViolation(rule, `${fds.length} came after ${this.#have} bytes of a message`));
     return false;
   }
@@ -148,7 +148,7 @@ export class VhostUserConnection {
     this.#fds = null;
     this.#have = 0;
     this.#need = HEADER_BYTES;
-    const answer = dispatch(this.#session, raw);
+    const answer = this.#handler.handle(raw);
     if (!(answer instanceof Promise)) return this.#done(raw, answer);
     this.#busy = answer.then((later) => {
       this.#busy = null;
@@ -160,9 +160,9 @@ export class VhostUserConnection {
   }
 
   #done(raw: RawMessage, answer: Answer): void {
-    raw.fds.close(this.#session.host);
+    raw.fds.close(this.#handler.host);
     if (this.#ended !== null) {
-      for (const fd of answer.fds) this.#session.host.closeFd(fd);
+      for (const fd of answer.fds) this.#handler.host.closeFd(fd);
       return;
     }
     if (answer.message !== null) this.#send(answer.message, answer.fds);
@@ -170,19 +170,19 @@ export class VhostUserConnection {
   }
 
   #refuse(violation: Violation, report = true): void {
-    if (report) this.#session.refused(violation);
+    if (report) this.#handler.refused(violation);
     this.#end({ kind: "refused", violation });
   }
 
   #end(reason: EndReason): void {
     if (this.#ended !== null) return;
     this.#ended = reason;
-    this.#fds?.close(this.#session.host);
+    this.#fds?.close(this.#handler.host);
     this.#fds = null;
     const finish = async () => {
       // A message that waits for requests in flight still holds what the session gives back.
       await this.#busy?.catch(() => {});
-      await this.#session.close();
+      await this.#handler.close();
       return reason;
     };
     finish().then(this.#settle, this.#fail);

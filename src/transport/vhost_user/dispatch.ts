@@ -32,9 +32,12 @@ export interface Answer {
   readonly message: Uint8Array | null;
   readonly fds: readonly number[];
   readonly fatal: Violation | null;
+  /** Whether the message was refused, told or not. */
+  readonly refused: boolean;
 }
 
-const NOTHING: Answer = { message: null, fds: [], fatal: null };
+/** Done, and nothing to say. */
+export const NOTHING: Answer = { message: null, fds: [], fatal: null, refused: false };
 
 const NAMES: ReadonlyMap<number, RequestName> = new Map(
   Object.entries(REQUEST).map(([name, id]) => [id, name as RequestName]),
@@ -85,16 +88,19 @@ function check(session: Session, name: RequestName, row: MessageRow, { view, fds
  */
 function answer(session: Session, raw: RawMessage, replies: boolean, outcome: Outcome): Answer {
   if (outcome !== null && "payload" in outcome) {
-    return { message: encodeMessage(raw.request, FLAG_REPLY, outcome.payload), fds: outcome.fds ?? [], fatal: null };
+    const message = encodeMessage(raw.request, FLAG_REPLY, outcome.payload);
+    return { message, fds: outcome.fds ?? [], fatal: null, refused: false };
   }
   if (outcome !== null) session.refused(outcome);
+  const refused = outcome !== null;
   const acknowledged = !replies && (raw.flags & FLAG_NEED_REPLY) !== 0 && session.negotiated("REPLY_ACK");
   if (acknowledged) {
     return {
-      message: encodeMessage(raw.request, FLAG_REPLY, encodeU64(outcome === null ? 0 : 1)),
+      message: encodeMessage(raw.request, FLAG_REPLY, encodeU64(refused ? 1 : 0)),
       fds: [],
       fatal: null,
+      refused,
     };
   }
-  return outcome === null ? NOTHING : { message: null, fds: [], fatal: outcome };
+  return outcome === null ? NOTHING : { message: null, fds: [], fatal: outcome, refused };
 }

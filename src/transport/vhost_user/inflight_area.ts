@@ -76,6 +76,9 @@ export class InflightArea {
   /** Notes a write; what is longer than the place for it is left out. */
   noteConfigWrite({ offset, bytes }: ConfigWrite): void {
     if (bytes.byteLength > CONFIG_NOTE.bytes - CONFIG_NOTE.data) return;
+    // Of several threads that share the area each notes what all of them are told.
+    const noted = this.configWrite;
+    if (noted?.offset === offset && String(noted.bytes) === String(bytes)) return;
     const view = this.#note;
     view.setUint32(CONFIG_NOTE.magic, 0, true);
     view.setUint16(CONFIG_NOTE.offset, offset, true);

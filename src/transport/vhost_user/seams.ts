@@ -41,6 +41,8 @@ export interface BackendChannel extends Closable {
 export interface VhostUserHost {
   /** Closes a descriptor. */
   closeFd(fd: number): void;
+  /** Makes another descriptor of the same; the caller closes it. */
+  duplicateFd(fd: number): number;
   /**
    * Maps a part of a file for reading and writing. The descriptor may be closed afterwards.
    *
@@ -85,6 +87,27 @@ export class MessageFds {
     const fd = this.#fds[i]!;
     this.#fds[i] = null;
     return fd;
+  }
+
+  /**
+   * Makes descriptors of the same, for somebody else. None may have been taken.
+   *
+   * @throws Error when there can't be more of them
+   */
+  duplicate(host: Pick<VhostUserHost, "closeFd" | "duplicateFd">): MessageFds {
+    const copies: number[] = [];
+    try {
+      for (const fd of this.#fds) copies.push(host.duplicateFd(fd!));
+      return new MessageFds(copies);
+    } catch (error) {
+      for (const fd of copies) host.closeFd(fd);
+      throw error;
+    }
+  }
+
+  /** All of them; `null` in the place of those that were taken. */
+  get all(): readonly (number | null)[] {
+    return this.#fds;
   }
 
   /** Closes what nobody took. */

@@ -94,6 +94,8 @@ export class Session implements VringContext {
   #channel: BackendChannel | null = null;
   /** The configuration changed while nothing may be sent. */
   #configChangePending = false;
+  /** Rings of this device are running that others have. */
+  #othersRunning = false;
 
   constructor(device: Device, host: VhostUserHost, observers: SessionObservers) {
     this.device = device;
@@ -113,7 +115,13 @@ export class Session implements VringContext {
 
   /** Whether any ring is started; if not, the device is suspended ("Suspended device state"). */
   get anyRunning(): boolean {
-    return this.rings.some((ring) => ring.running);
+    return this.#othersRunning || this.rings.some((ring) => ring.running);
+  }
+
+  /** Says whether any ring is started that another session has, of the same device and front-end. */
+  setOthersRunning(running: boolean): void {
+    this.#othersRunning = running;
+    if (running && this.#configChangePending) this.configChanged();
   }
 
   get activeLog(): DirtyLog | null {

@@ -53,7 +53,9 @@ export class FakeHost implements VhostUserHost {
   /** What must never happen. */
   readonly problems: string[] = [];
   /** Makes the next operations fail, by name. */
-  readonly failing = new Set<"map" | "createShared" | "notifier" | "watchKicks" | "backendChannel">();
+  readonly failing = new Set<"map" | "createShared" | "notifier" | "watchKicks" | "backendChannel" | "duplicateFd">();
+  /** How many more mappings can be made. */
+  mapsLeft = Infinity;
   #next = 100;
 
   /** Gives the back-end a descriptor, as a message does. */
@@ -72,9 +74,14 @@ export class FakeHost implements VhostUserHost {
     if (!this.open.delete(fd)) this.problems.push(`descriptor ${fd} was closed, which is not open`);
   }
 
+  duplicateFd(fd: number): number {
+    if (this.failing.has("duplicateFd")) throw new Error("no descriptors");
+    return this.give(this.#thing(fd));
+  }
+
   map(fd: number, offset: number, sizeBytes: number): MappedBytes {
     const file = this.#thing(fd);
-    if (this.failing.has("map")) throw new Error("cannot map: not enough memory");
+    if (this.failing.has("map") || --this.mapsLeft < 0) throw new Error("cannot map: not enough memory");
     if (!(file instanceof FakeFile)) throw new Error("cannot map: not a file");
     if (offset + sizeBytes > file.bytes.byteLength) {
       throw new Error(`cannot map ${sizeBytes} bytes at offset ${offset} of a file of ${file.bytes.byteLength}`);

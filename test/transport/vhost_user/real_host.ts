@@ -6,7 +6,7 @@
  */
 
 import { EventFd } from "../../../src/host/event_fd.ts";
-import { close, memfdCreate, POLL, poll } from "../../../src/host/libc.ts";
+import { close, duplicate, memfdCreate, POLL, poll } from "../../../src/host/libc.ts";
 import { Mapping } from "../../../src/host/mapping.ts";
 import { DescriptorList } from "../../../src/host/socket_message.ts";
 import { UnixConnection } from "../../../src/host/unix_connection.ts";
@@ -27,6 +27,10 @@ export class RealHost implements VhostUserHost {
 
   closeFd(fd: number): void {
     close(fd);
+  }
+
+  duplicateFd(fd: number): number {
+    return duplicate(fd);
   }
 
   map(fd: number, offset: number, sizeBytes: number): MappedBytes {

@@ -60,7 +60,7 @@ export function diskBytes(): Uint8Array<ArrayBuffer> {
   return new Random(1).bytes(DISK_BYTES);
 }
 
-function filledDisk(): MemoryStorage {
+export function filledDisk(): MemoryStorage {
   const memory = new MemoryStorage(DISK_BYTES);
   memory.write(0, SegmentList.over(diskBytes()));
   return memory;
