@@ -7,7 +7,7 @@
 
 import { BlkDevice } from "./blk/device.ts";
 import type { BlkOptions } from "./blk/options.ts";
-import type { BlkObservers } from "./blk/queue.ts";
+import type { BlkObservers } from "./blk/observers.ts";
 import type { BlockDriverOptions } from "./guest/block_driver.ts";
 import { Guest } from "./guest/guest.ts";
 import type { BlockError, Image } from "./image/image.ts";

@@ -18,8 +18,9 @@ import {
 } from "./blk_layout.ts";
 import { BlkConfigSpace } from "./config_space.ts";
 import type { BlkContext } from "./execute.ts";
+import type { BlkObservers } from "./observers.ts";
 import { type BlkOptions, blkOptions, offeredFeatures } from "./options.ts";
-import { type BlkObservers, BlkQueue } from "./queue.ts";
+import { BlkQueue } from "./queue.ts";
 
 /** A virtio block device on an image. */
 export class BlkDevice implements Device {

@@ -1,56 +1,18 @@
 /**
- * One request queue at work: takes chains off the ring, runs requests, returns buffers, notifies once per batch.
+ * One request queue at work: takes chains off the ring, runs requests, returns buffers, and notifies: once for all that
+ * ends together, or, while the driver runs beside it, as soon as it has something for it.
  *
  * @module
  */
 
-import { after, BlockError, type Completion, type Extent } from "../image/image.ts";
-import type { SegmentList } from "../memory/segment_list.ts";
-import type { TraceSink, TraceViolation } from "../trace/events.ts";
+import { after, BlockError, type Completion } from "../image/image.ts";
 import type { Violation } from "../virtio/violation.ts";
 import { addCounters, newCounters, type Virtqueue, type VirtqueueCounters } from "../virtio/virtqueue/virtqueue.ts";
-import { statusName, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK } from "./blk_layout.ts";
+import { VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK } from "./blk_layout.ts";
 import { type BlkContext, execute } from "./execute.ts";
-import { BlkRequest, type BlkRequestKind } from "./request.ts";
-
-/** A request, as far as one who counts needs it. The object is reused. */
-export interface ObservedRequest {
-  /** What it asks for. */
-  readonly kind: BlkRequestKind;
-  /** VIRTIO_BLK_S_*, when it has ended. */
-  readonly status: number;
-  /** The rule that the driver broke in it, if any. */
-  readonly violation: TraceViolation | null;
-  /** Device-readable data: what a write writes. */
-  readonly input: SegmentList;
-  /** Device-writable data: what a read reads. */
-  readonly output: SegmentList;
-  /** For the observer to keep the time in, in milliseconds. A trace does the same. */
-  startedAt: number;
-}
-
-/** Who counts requests. */
-export interface RequestObserver {
-  /** A chain was taken from the ring; nothing of it was read yet. */
-  started(request: ObservedRequest): void;
-  /** A request has ended, and `status` and `violation` say how: called once for each that was started. */
-  ended(request: ObservedRequest): void;
-}
-
-/** Who wants to know what the device does. */
-export interface BlkObservers {
-  /** Counts requests; must be there from the start. */
-  readonly requests?: RequestObserver;
-  /** Takes every stage of every request. */
-  trace?: TraceSink;
-  /** Takes failures of the host, which the guest sees only as S_IOERR. */
-  hostError?: (error: BlockError) => void;
-  /**
-   * Takes bugs of ours that end a request which was waiting for something. Without it they are unhandled rejections,
-   * which end a program, but not a thread that never returns to its event loop.
-   */
-  crashed?: (error: unknown) => void;
-}
+import type { BlkObservers } from "./observers.ts";
+import { BlkRequest } from "./request.ts";
+import { traceEnd, traceStart } from "./request_trace.ts";
 
 /** What a queue tells its device. */
 export interface BlkQueueEvents {
@@ -246,7 +208,7 @@ export class BlkQueue {
     if (requests !== undefined) requests.started(request);
     if (trace !== undefined) request.startedAt = performance.now();
     const answerable = request.parse();
-    if (trace !== undefined) this.#traceStart(request);
+    if (trace !== undefined) traceStart(trace, this.#index, request, this.#context.image);
     if (!answerable) {
       // Nothing can be told in-band, and the driver would take whatever its status byte held for our answer.
       queue.violation = request.violation;
@@ -303,7 +265,8 @@ export class BlkQueue {
       // What a failed read left behind is not data.
       if (request.status !== VIRTIO_BLK_S_OK) request.outputFilled = 0;
       const bytesWritten = request.finish();
-      if (this.#observers.trace !== undefined) this.#traceEnd(request, bytesWritten);
+      const { trace } = this.#observers;
+      if (trace !== undefined) traceEnd(trace, this.#index, request, bytesWritten);
       queue.push(request.chain, bytesWritten);
     }
     this.#end(request);
@@ -345,65 +308,5 @@ export class BlkQueue {
     this.#publish();
     // A driver that was told so may have reset the device already.
     if (this.#queue === queue) this.#events.needsReset(violation);
-  }
-
-  #traceStart(request: BlkRequest): void {
-    const trace = this.#observers.trace!;
-    const { chain } = request;
-    const queue = this.#index;
-    const { head, descriptors } = chain;
-    trace({
-      event: "chain",
-      queue,
-      head,
-      readableBytes: chain.readable.byteLength,
-      writableBytes: chain.writable.byteLength,
-      descriptors,
-    });
-    if (request.violation !== null) return;
-    const isRead = request.kind === "read";
-    const lengthBytes = isRead ? request.output.byteLength : request.input.byteLength;
-    const { kind, type, offset } = request;
-    trace({ event: "request", queue, head, kind, type, offset: offset < 0 ? Infinity : offset, lengthBytes });
-    const inside = offset >= 0 && offset + lengthBytes <= this.#context.image.sizeBytes;
-    if ((isRead || kind === "write") && inside) {
-      this.#traceExtents(head, offset, lengthBytes);
-    }
-  }
-
-  #traceExtents(head: number, offset: number, lengthBytes: number): void {
-    const trace = this.#observers.trace!;
-    const queue = this.#index;
-    const show = (extents: readonly Extent[]) => trace({ event: "extents", queue, head, extents });
-    // Where the map is broken the request fails too, and says why.
-    const broken = (error: unknown) => {
-      if (!(error instanceof BlockError)) throw error;
-    };
-    try {
-      const extents = this.#context.image.map(offset, lengthBytes);
-      if (extents instanceof Promise) extents.then(show, broken);
-      else show(extents);
-    } catch (error) {
-      broken(error);
-    }
-  }
-
-  #traceEnd(request: BlkRequest, bytesWritten: number): void {
-    const trace = this.#observers.trace!;
-    const queue = this.#index;
-    const { head, descriptors } = request.chain;
-    if (request.violation !== null) {
-      trace({
-        event: "violation",
-        queue,
-        head,
-        consequence: "request failed",
-        violation: request.violation,
-        descriptors,
-      });
-    }
-    const microseconds = Math.round((performance.now() - request.startedAt) * 1000);
-    trace({ event: "status", queue, head, status: request.status, name: statusName(request.status), microseconds });
-    trace({ event: "used", queue, head, bytesWritten });
   }
 }

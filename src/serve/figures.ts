@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { ObservedRequest, RequestObserver } from "../blk/queue.ts";
+import type { ObservedRequest, RequestObserver } from "../blk/observers.ts";
 import type { BlkRequestKind } from "../blk/request.ts";
 import { VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP } from "../blk/blk_layout.ts";
 import { Histogram, HISTOGRAM_NUMBERS } from "../trace/histogram.ts";

@@ -6,7 +6,7 @@
  */
 
 import type { BlkDevice } from "../blk/device.ts";
-import type { BlkObservers } from "../blk/queue.ts";
+import type { BlkObservers } from "../blk/observers.ts";
 import type { Image } from "../image/image.ts";
 import type { BlockError } from "../storage/block_error.ts";
 import type { TraceSink } from "../trace/events.ts";

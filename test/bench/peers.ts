@@ -6,7 +6,8 @@
  *
  * `--pin` keeps the client on one processor and the daemon on another. WORDS pick rows by what stands in them:
  * `--only "raw cached 4 KiB"`. The folder should lie on a disk. The offsets of 4 KiB requests are a fixed stride through
- * the image: not random, but no read-ahead guesses it.
+ * the image: not random, but no read-ahead guesses it. The client has its own buffers for what it reads and writes, and of
+ * those only so many that no more than three requests of 64 KiB, or one of 1 MiB, are in flight whatever the depth.
  *
  * @module
  */
@@ -14,7 +15,7 @@
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { makeTrixie, trixie } from "../trixie.ts";
-import { Daemon, type Figures, fioLimit, type Format, type Load, processors } from "./peer_daemons.ts";
+import { Daemon, type Figures, fioLimit, type Format, type Load, processors, type Served } from "./peer_daemons.ts";
 import { alternate, median, printTable, ratio } from "./table.ts";
 
 const DISK_BYTES = 1024 ** 3;
@@ -92,13 +93,27 @@ async function requestsFor(daemons: readonly Daemon[], load: Load, seconds: numb
 }
 
 /** Both daemons through one load; the row of the table. */
-async function measure(vblk: Daemon, qemu: Daemon, { name, load }: Case, plan: Plan, limit: number): Promise<string[]> {
+async function measure(
+  [vblk, qemu]: readonly [Daemon, Daemon],
+  { name, load }: Case,
+  plan: Plan,
+  { path, direct }: Served,
+  limit: number,
+): Promise<string[]> {
+  const prepare = () => direct ? undefined : cache(path);
+  await prepare();
   const requests = await requestsFor([vblk, qemu], load, plan.seconds);
   const cpu = { subject: [] as number[], peer: [] as number[] };
   const speed = await alternate(
     plan.rounds,
-    () => noted(vblk.run(load, requests), cpu.subject),
-    () => noted(qemu.run(load, requests), cpu.peer),
+    async () => {
+      await prepare();
+      return noted(await vblk.run(load, requests), cpu.subject);
+    },
+    async () => {
+      await prepare();
+      return noted(await qemu.run(load, requests), cpu.peer);
+    },
   );
   const { median: middle, low, high } = ratio(speed);
   const whole = (value: number) => Math.round(value).toLocaleString("en");
@@ -111,10 +126,16 @@ async function measure(vblk: Daemon, qemu: Daemon, { name, load }: Case, plan: P
   ];
 }
 
-async function noted(run: Promise<Figures>, cpu: number[]): Promise<number> {
-  const { requestsPerSecond, cpuSecondsPerMillion } = await run;
+function noted({ requestsPerSecond, cpuSecondsPerMillion }: Figures, cpu: number[]): number {
   cpu.push(cpuSecondsPerMillion);
   return requestsPerSecond;
+}
+
+/** Has the page cache hold all of a file: some systems take back what was not used for a while (DAMON). */
+async function cache(path: string): Promise<void> {
+  using file = await Deno.open(path);
+  const buffer = new Uint8Array(1 << 22);
+  while (await file.read(buffer) !== null);
 }
 
 /** An image with every cluster there and in the page cache. */
@@ -164,9 +185,10 @@ async function bench(folder: string, plan: Plan): Promise<void> {
       for (const test of cases) {
         const key = `${direct} ${test.name}`;
         // Of the raw file for qcow2 too: fio would write over its tables.
+        if (!direct) await cache(raw);
         const limit = limits.get(key) ?? await fioLimit(raw, test.load, direct, Math.max(1, plan.seconds));
         limits.set(key, limit);
-        rows.push(await measure(vblk, qemu, test, plan, limit));
+        rows.push(await measure([vblk, qemu], test, plan, served, limit));
       }
       printTable(prefix, rows);
     }

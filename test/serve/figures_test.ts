@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { BlkDevice } from "../../src/blk/device.ts";
-import type { BlkObservers } from "../../src/blk/queue.ts";
+import type { BlkObservers } from "../../src/blk/observers.ts";
 import { servedLines } from "../../src/cli/serve_statistics.ts";
 import { Guest } from "../../src/guest/guest.ts";
 import { RawImage } from "../../src/image/raw/raw_image.ts";
