@@ -21,7 +21,7 @@ export * from "./machine.ts";
 export * from "./statistics.ts";
 export * from "./blk/device.ts";
 export { BLK_DEFAULTS, type BlkOptions, type Lifetime } from "./blk/options.ts";
-export type { BlkObservers, ObservedRequest, RequestObserver } from "./blk/queue.ts";
+export type { BlkObservers, ObservedRequest, RequestObserver } from "./blk/observers.ts";
 export type { BlkRequestKind } from "./blk/request.ts";
 export * from "./blk/blk_layout.ts";
 export * from "./guest/allocator.ts";

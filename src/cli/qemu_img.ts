@@ -1,5 +1,5 @@
 /**
- * What the commands share that qemu-img has too: options, numbers, opening an image, and messages in its words.
+ * What the commands share that qemu-img has too: numbers, opening an image, and messages in its words.
  *
  * @module
  */
@@ -7,7 +7,6 @@
 import type { Image } from "../image/image.ts";
 import { openImage, openImageOptions, type OpenOptions } from "../image/open.ts";
 import { parseSize } from "../image/size.ts";
-import { getopt, type GivenOption, type LongOption, OptionError } from "../script/getopt.ts";
 import { CACHE_MODES } from "../script/open_settings.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError, BlockOptionError } from "../storage/block_error.ts";
@@ -25,38 +24,6 @@ export class ImageCommandError extends Error {
     this.lines = all;
     this.code = options.code ?? 1;
     this.hint = options.hint;
-  }
-}
-
-/** Options and operands of a command line. */
-export interface ImageArguments {
-  readonly options: readonly GivenOption[];
-  readonly operands: readonly string[];
-}
-
-/**
- * Reads a command line with qemu-img's words for what is wrong with it.
- *
- * @returns `null` when the help was asked for
- * @throws ImageCommandError
- */
-export function imageArguments(
-  command: string,
-  args: readonly string[],
-  letters: string,
-  longs: readonly LongOption[],
-): ImageArguments | null {
-  const help: LongOption = { name: "help", value: "none", letter: "h" };
-  try {
-    const { options, operands } = getopt(args, `h${letters}`, [help, ...longs]);
-    if (options.some(({ name }) => name === "h")) return null;
-    return { options, operands: operands.map((index) => args[index]) };
-  } catch (error) {
-    if (!(error instanceof OptionError)) throw error;
-    if (error.before.some(({ name }) => name === "h")) return null;
-    const word = args[error.word];
-    const missing = error.message.includes("requires an argument");
-    throw usage(command, missing ? `missing argument for option '${word}'` : `unrecognized option '${word}'`);
   }
 }
 
