@@ -30,11 +30,6 @@ export interface IoUringOptions {
 
 const HIGH = 0x1_0000_0000;
 
-/** A file that was registered with the ring, to be given where a descriptor is wanted: see `registerFiles`. */
-export function registered(index: number): number {
-  return -2 - index;
-}
-
 /** One io_uring. */
 export class IoUring implements Disposable {
   /** Its descriptor: other rings can send to it, and it can be polled. */
@@ -158,7 +153,6 @@ export class IoUring implements Disposable {
   /**
    * Prepares any operation; the named ones below are what it is made for.
    *
-   * @param fd a descriptor, or what `registered` returned
    * @param ioprio flags of some operations
    * @param opFlags the word that each operation has its own meaning for
    * @param sqeFlags `IOSQE` bits
@@ -180,9 +174,8 @@ export class IoUring implements Disposable {
     if (((tail - Atomics.load(this.#words, this.#sqHeadAt)) >>> 0) >= this.entries) return false;
     const at = (tail & this.#sqMask) * 16;
     const words = this.#entriesWords;
-    const isRegistered = fd < -1;
-    words[at] = op | (isRegistered ? sqeFlags | IOSQE.FIXED_FILE : sqeFlags) << 8 | ioprio << 16;
-    words[at + 1] = isRegistered ? -2 - fd : fd;
+    words[at] = op | sqeFlags << 8 | ioprio << 16;
+    words[at + 1] = fd;
     words[at + 2] = offset;
     words[at + 3] = offset / HIGH;
     words[at + 4] = address;
@@ -226,39 +219,9 @@ export class IoUring implements Disposable {
     return this.prepare(owner, token, OP.WRITE, fd, address, length, offset);
   }
 
-  /** fdatasync(2). It says nothing of writes that are still under way. */
-  prepareFdatasync(owner: number, token: number, fd: number): boolean {
-    return this.prepare(owner, token, OP.FSYNC, fd, 0, 0, 0, abi.IORING_FSYNC_DATASYNC);
-  }
-
-  /** fallocate(2). */
-  prepareFallocate(owner: number, token: number, fd: number, mode: number, offset: number, length: number): boolean {
-    return this.prepare(owner, token, OP.FALLOCATE, fd, length, mode, offset);
-  }
-
   /** Waits for `events`; with `multishot` again and again, as long as the results have `IORING_CQE_F.MORE`. */
   preparePoll(owner: number, token: number, fd: number, events: number, multishot: boolean): boolean {
     return this.prepare(owner, token, OP.POLL_ADD, fd, 0, multishot ? abi.IORING_POLL_ADD_MULTI : 0, 0, events);
-  }
-
-  /** recvmsg(2): the msghdr, and what it points to, must stay until the result is there. */
-  prepareRecvmsg(owner: number, token: number, fd: number, msghdr: number, flags: number): boolean {
-    return this.prepare(owner, token, OP.RECVMSG, fd, msghdr, 1, 0, flags);
-  }
-
-  /** sendmsg(2). */
-  prepareSendmsg(owner: number, token: number, fd: number, msghdr: number, flags: number): boolean {
-    return this.prepare(owner, token, OP.SENDMSG, fd, msghdr, 1, 0, flags);
-  }
-
-  /** accept4(2), with its flags; the result is a descriptor. */
-  prepareAccept(owner: number, token: number, fd: number, flags: number, multishot: boolean): boolean {
-    return this.prepare(owner, token, OP.ACCEPT, fd, 0, 0, 0, flags, multishot ? abi.IORING_ACCEPT_MULTISHOT : 0);
-  }
-
-  /** Ends with -ETIME after a time: a struct __kernel_timespec (seconds and nanoseconds, 8 bytes each). */
-  prepareTimeout(owner: number, token: number, timespec: number): boolean {
-    return this.prepare(owner, token, OP.TIMEOUT, -1, timespec, 1, 0);
   }
 
   /** Cancels the operations of a name: they end with -ECANCELED; this ends with how many there were, or -ENOENT. */
@@ -268,22 +231,6 @@ export class IoUring implements Disposable {
     // A name is no address: its high word may have all its bits.
     this.#entriesWords[at + 4] = ofToken;
     this.#entriesWords[at + 5] = ofOwner;
-    return true;
-  }
-
-  /** Makes a result appear in another ring: with the given name and value there. Linux 5.18. */
-  prepareMessage(
-    owner: number,
-    token: number,
-    ring: number,
-    theirOwner: number,
-    theirToken: number,
-    value: number,
-  ): boolean {
-    const at = (this.#sqTail & this.#sqMask) * 16;
-    if (!this.prepare(owner, token, OP.MSG_RING, ring, 0, value, 0)) return false;
-    this.#entriesWords[at + 2] = theirToken;
-    this.#entriesWords[at + 3] = theirOwner;
     return true;
   }
 
@@ -336,25 +283,6 @@ export class IoUring implements Disposable {
       if (count > 0) Atomics.store(words, this.#cqHeadAt, this.#cqHead);
     }
     return count;
-  }
-
-  /**
-   * Makes files known to the ring, which saves the kernel a look-up for each operation: give `registered(index)` for a
-   * descriptor from then on. Can be called once; -1 leaves a place free for `updateFile`.
-   */
-  registerFiles(descriptors: readonly number[]): void {
-    this.#register(IORING_REGISTER.FILES, new Int32Array(descriptors), descriptors.length);
-  }
-
-  /** Puts another file, or none (-1), into a place. Operations under way keep the one they have. */
-  updateFile(index: number, descriptor: number): void {
-    const descriptors = new Int32Array([descriptor]);
-    const update = new DataView(new ArrayBuffer(16));
-    update.setUint32(0, index, true);
-    update.setBigUint64(8, Deno.UnsafePointer.value(Deno.UnsafePointer.of(descriptors)), true);
-    this.#register(IORING_REGISTER.FILES_UPDATE, update, 1);
-    // Until here the kernel needed it.
-    void descriptors.length;
   }
 
   /** Ends it. The kernel cancels what is under way, but not at once: wait for it before its memory is given up. */

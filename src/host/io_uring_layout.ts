@@ -33,13 +33,13 @@ export const IORING_FEAT = { SINGLE_MMAP: 1, NODROP: 2, SUBMIT_STABLE: 4, EXT_AR
 export const IORING_ENTER = { GETEVENTS: 1, EXT_ARG: 8, REGISTERED_RING: 16 } as const;
 
 /** Operations of io_uring_register(2). */
-export const IORING_REGISTER = { FILES: 2, FILES_UPDATE: 6, RING_FDS: 20, UNREGISTER_RING_FDS: 21 } as const;
+export const IORING_REGISTER = { RING_FDS: 20, UNREGISTER_RING_FDS: 21 } as const;
 
 /** Flags that the kernel sets in the submission ring. */
 export const IORING_SQ = { CQ_OVERFLOW: 2, TASKRUN: 4 } as const;
 
 /** Flags of a submission entry. */
-export const IOSQE = { FIXED_FILE: 1, IO_DRAIN: 2, IO_LINK: 4, ASYNC: 16, CQE_SKIP_SUCCESS: 64 } as const;
+export const IOSQE = { CQE_SKIP_SUCCESS: 64 } as const;
 
 /** Flags of a completion entry. */
 export const IORING_CQE_F = { MORE: 2 } as const;
@@ -51,15 +51,10 @@ export const OP = {
   WRITEV: 2,
   FSYNC: 3,
   POLL_ADD: 6,
-  SENDMSG: 9,
-  RECVMSG: 10,
-  TIMEOUT: 11,
-  ACCEPT: 13,
   ASYNC_CANCEL: 14,
   FALLOCATE: 17,
   READ: 22,
   WRITE: 23,
-  MSG_RING: 40,
 } as const;
 
 /** Syncs the data of a file and what is needed to find it. */
@@ -68,8 +63,6 @@ export const IORING_FSYNC_DATASYNC = 1;
 export const IORING_POLL_ADD_MULTI = 1;
 /** Cancels all that match. */
 export const IORING_ASYNC_CANCEL_ALL = 1;
-/** Goes on accepting after the first connection. */
-export const IORING_ACCEPT_MULTISHOT = 1;
 
 /** struct io_uring_params, and the two structures of offsets in it. */
 export const PARAMS = {

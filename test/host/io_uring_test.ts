@@ -1,13 +1,9 @@
 import { assert, assertEquals } from "@std/assert";
 import { EventFd } from "../../src/host/event_fd.ts";
-import { IoUring, type IoUringOptions, registered } from "../../src/host/io_uring.ts";
-import { IORING_CQE_F, OP } from "../../src/host/io_uring_layout.ts";
+import { IoUring, type IoUringOptions } from "../../src/host/io_uring.ts";
+import { IORING_CQE_F, IORING_FSYNC_DATASYNC, OP } from "../../src/host/io_uring_layout.ts";
 import { close, FALLOC_FL, fstat, memfdCreate, POLL, pread, pwrite } from "../../src/host/libc.ts";
 import { Mapping } from "../../src/host/mapping.ts";
-import { DescriptorList, MSG, SocketMessage } from "../../src/host/socket_message.ts";
-import { UnixConnection } from "../../src/host/unix_connection.ts";
-import { UnixServer } from "../../src/host/unix_socket.ts";
-import { Folder } from "../storage/support.ts";
 import { requiresUring } from "../storage/uring_support.ts";
 import { openDescriptors } from "./support.ts";
 
@@ -100,12 +96,12 @@ test("offsets beyond 4 GiB arrive whole; what fails gives its number", (ring) =>
   ring.prepareWrite(0, 1, file, memory.address, 1, far);
   assertEquals(results(ring, 1), [[0, 1, 1]]);
   assertEquals(fstat(file).sizeBytes, far + 1);
-  ring.prepareFallocate(0, 2, file, FALLOC_FL.PUNCH_HOLE | FALLOC_FL.KEEP_SIZE, far - 5, 2 ** 33);
+  ring.prepare(0, 2, OP.FALLOCATE, file, 2 ** 33, FALLOC_FL.PUNCH_HOLE | FALLOC_FL.KEEP_SIZE, far - 5);
   assertEquals(results(ring, 1), [[0, 2, 0]]);
   const found = Uint8Array.of(1);
   pread(file, found, far);
   assertEquals(found[0], 0);
-  ring.prepareFdatasync(0, 3, file);
+  ring.prepare(0, 3, OP.FSYNC, file, 0, 0, 0, IORING_FSYNC_DATASYNC);
   assertEquals(results(ring, 1), [[0, 3, 0]]);
   ring.prepareRead(0, 4, file, memory.address, 1, far + 1);
   ring.prepareRead(0, 5, 1000, memory.address, 1, 0);
@@ -178,10 +174,6 @@ test("waiting ends when the time is up, or with the first result", (ring) => {
   assertEquals(ring.submitAndWait(1, 20e6), 0);
   assert(performance.now() - start >= 19, "it did not wait");
   assertEquals(ring.hasNews, false);
-  using memory = Mapping.anonymous(16);
-  new BigInt64Array(memory.bytes.buffer).set([0n, 1_000_000n]);
-  ring.prepareTimeout(1, 2, memory.address);
-  assertEquals(results(ring, 1), [[1, 2, -62]]);
 });
 
 test("an eventfd is polled, once or again and again", (ring) => {
@@ -214,60 +206,6 @@ test("an eventfd is written to through the ring", (ring) => {
   for (let i = 0; i < 3; i++) ring.prepareWrite(0, i, event.descriptor, memory.address, 8, 0);
   assertEquals(results(ring, 3).map(([, , result]) => result), [8, 8, 8]);
   assertEquals(event.drain(), 3n);
-});
-
-test("connections are accepted, and messages with descriptors go through the ring", (ring) => {
-  using folder = new Folder();
-  using server = UnixServer.listen(folder.file("s"));
-  ring.prepareAccept(0, 1, server.descriptor, 0x80000, false);
-  ring.submit();
-  using client = UnixConnection.connect(folder.file("s"));
-  const [[, , accepted]] = results(ring, 1);
-  using connection = new UnixConnection(accepted);
-
-  const header = new Uint8Array(4);
-  const incoming = new SocketMessage(4);
-  incoming.prepareToReceive(header);
-  ring.prepareRecvmsg(0, 2, connection.descriptor, incoming.address, MSG.CMSG_CLOEXEC);
-  ring.submit();
-  const file = memfdCreate("vblk-test", 123);
-  client.send(Uint8Array.of(1, 2, 3, 4), [file]);
-  close(file);
-  assertEquals(results(ring, 1), [[0, 2, 4]]);
-  using descriptors = new DescriptorList();
-  assertEquals([incoming.takeDescriptors(descriptors), descriptors.count, [...header]], [true, 1, [1, 2, 3, 4]]);
-  const received = descriptors.take()!;
-  assertEquals(fstat(received).sizeBytes, 123);
-
-  const outgoing = new SocketMessage(4);
-  outgoing.prepareToSend(Uint8Array.of(9, 8), [received]);
-  ring.prepareSendmsg(0, 3, connection.descriptor, outgoing.address, MSG.NOSIGNAL);
-  assertEquals(results(ring, 1), [[0, 3, 2]]);
-  close(received);
-  const answer = new Uint8Array(2);
-  assertEquals([client.receive(answer, descriptors, 1000), [...answer], descriptors.count], ["all", [9, 8], 1]);
-});
-
-test("a ring can put a result into another one", (ring) => {
-  using other = new IoUring({ entries: 4 });
-  assert(ring.prepareMessage(1, 2, other.descriptor, 0xffff_fff0, 0x8765_4321, 99));
-  assertEquals(results(ring, 1), [[1, 2, 0]]);
-  assertEquals(results(other, 1), [[0xffff_fff0, 0x8765_4321, 99]]);
-});
-
-test("registered files stand for descriptors, and can be replaced", (ring) => {
-  const files = [counting(300), memfdCreate("zeros", 300)];
-  ring.registerFiles([files[0], -1]);
-  ring.updateFile(1, files[1]);
-  using memory = Mapping.anonymous(64);
-  ring.prepareRead(0, 0, registered(0), memory.address, 1, 5);
-  ring.prepareRead(0, 1, registered(1), memory.address + 8, 1, 5);
-  assertEquals(results(ring, 2).map(([, , result]) => result), [1, 1]);
-  assertEquals([memory.bytes[0], memory.bytes[8]], [5, 0]);
-  ring.updateFile(0, -1);
-  ring.prepareRead(0, 0, registered(0), memory.address, 1, 5);
-  assertEquals(results(ring, 1), [[0, 0, -9]]);
-  for (const file of files) close(file);
 });
 
 test("an operation that the kernel does not know fails alone", (ring) => {
