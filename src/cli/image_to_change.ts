@@ -6,9 +6,10 @@
 
 import type { Image } from "../image/image.ts";
 import { openImageOptions, type OpenOptions, probeWarning } from "../image/open.ts";
-import type { GivenOption } from "../script/getopt.ts";
+import type { Qcow2Image } from "../image/qcow2/qcow2_image.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
+import { type ImageArguments, NO_OBJECTS_HINT, OBJECT, refuseObject } from "./image_command.ts";
 import { ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
 
 /** How the user names the image. */
@@ -27,12 +28,17 @@ export async function openToChange(
   options: OpenOptions,
   output: Output,
 ): Promise<Image> {
-  const image = imageOpts ? await openOptions(name, options) : await openForCommand(name, options);
+  const image = imageOpts ? await openByOptions(name, options) : await openForCommand(name, options);
   output.err(probeWarning(image));
   return image;
 }
 
-async function openOptions(text: string, options: OpenOptions): Promise<Image> {
+/**
+ * Opens what a list of options says.
+ *
+ * @throws ImageCommandError
+ */
+export async function openByOptions(text: string, options: OpenOptions): Promise<Image> {
   if (options.format !== undefined) {
     throw new ImageCommandError("--image-opts and --format are mutually exclusive");
   }
@@ -44,15 +50,15 @@ async function openOptions(text: string, options: OpenOptions): Promise<Image> {
   }
 }
 
-/** The options that say how to open an image, and those that no command here can do. */
-export function openWishes(command: string, options: readonly GivenOption[]): { format?: string; imageOpts: boolean } {
-  if (options.some(({ name }) => name === "object")) {
-    throw new ImageCommandError("--object: vblk has no objects: no secrets, and no encrypted images", {
-      hint: "leave it out where the image is not encrypted; otherwise use qemu-img",
-    });
-  }
-  const imageOpts = options.some(({ name }) => name === "image-opts");
-  const format = options.findLast(({ name }) => name === "f")?.value ?? undefined;
+/** The options that say how to open an image; refuses those that no command here can do. */
+export function openWishes(command: string, given: ImageArguments): { format?: string; imageOpts: boolean } {
+  if (given.has(OBJECT.name)) refuseObject(NO_OBJECTS_HINT);
+  const { format, imageOpts } = given.opening;
   if (imageOpts && format !== undefined) throw usage(command, "--image-opts and --format are mutually exclusive");
   return { format, imageOpts };
+}
+
+/** The image if it is a qcow2 one, by its methods: not all who ask have its module loaded. */
+export function asQcow2(image: Image): Qcow2Image | null {
+  return image.format === "qcow2" && "exclusive" in image ? image as Qcow2Image : null;
 }

@@ -8,11 +8,20 @@
 import { type ImageFacts, type Qcow2Facts, readFacts } from "../image/facts.ts";
 import type { DetailValue } from "../image/image.ts";
 import { detailLines } from "../script/detail_lines.ts";
-import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
+import {
+  FORCE_SHARE,
+  FORMAT,
+  IMAGE_OPTS,
+  type ImageArguments,
+  imageCommand,
+  OBJECT,
+  OUTPUT,
+  refuseObject,
+} from "./image_command.ts";
 import type { Subcommand } from "./main.ts";
-import { ending, imageArguments, ImageCommandError, usage } from "./qemu_img.ts";
+import { ImageCommandError, usage } from "./qemu_img.ts";
 import { humanSize, type Json, qemuJson } from "./qemu_text.ts";
 import { snapshotLines } from "./snapshot_list.ts";
 
@@ -34,70 +43,37 @@ const HELP = [
   "Example: vblk info --output=json disk.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "format", value: "required", letter: "f" },
-  { name: "output", value: "required" },
-  { name: "backing-chain", value: "none" },
-  { name: "force-share", value: "none", letter: "U" },
-  { name: "image-opts", value: "none" },
-  { name: "object", value: "required" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => info(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "info",
+  help: HELP,
+  options: [
+    FORMAT,
+    OUTPUT,
+    { name: "backing-chain", value: "none" },
+    FORCE_SHARE,
+    IMAGE_OPTS,
+    { ...OBJECT, check: () => refuseObject() },
+  ],
+  run,
+});
 
-interface InfoOptions {
-  format?: string;
-  json: boolean;
-  chain: boolean;
-  share: boolean;
-  imageOpts: boolean;
-}
-
-async function info(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("info", args, "f:U", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const options: InfoOptions = { json: false, chain: false, share: false, imageOpts: false };
-  for (const { name, value } of given.options) readOption(options, name, value ?? "");
+async function run(given: ImageArguments, output: Output): Promise<number> {
   if (given.operands.length !== 1) throw usage("info", "Expecting one image file name");
-  const images = await chainFrom(given.operands[0], options);
-  if (options.json) output.out(qemuJson(options.chain ? images.map(jsonOf) : jsonOf(images[0])));
+  const chain = given.has("backing-chain");
+  const images = await chainFrom(given.operands[0], given.opening, chain);
+  if (given.last("output") === "json") output.out(qemuJson(chain ? images.map(jsonOf) : jsonOf(images[0])));
   else output.out(images.flatMap((facts, i) => [...i === 0 ? [] : [""], ...textOf(facts)]).map(printable));
   return 0;
 }
 
-function readOption(options: InfoOptions, name: string, value: string): void {
-  switch (name) {
-    case "f":
-      options.format = value;
-      break;
-    case "U":
-      options.share = true;
-      break;
-    case "backing-chain":
-      options.chain = true;
-      break;
-    case "image-opts":
-      options.imageOpts = true;
-      break;
-    case "output":
-      if (value !== "human" && value !== "json") {
-        throw usage("info", "--output must be used with human or json as argument.");
-      }
-      options.json = value === "json";
-      break;
-    case "object":
-      throw new ImageCommandError("--object: vblk has no objects: no secrets, and no encrypted images");
-  }
-}
-
 /** The image, and with `chain` those behind it. */
-async function chainFrom(name: string, options: InfoOptions): Promise<ImageFacts[]> {
-  const { format, share, chain } = options;
-  const first = await plainName(name, options.imageOpts);
+async function chainFrom(
+  name: string,
+  { format, share, imageOpts }: ImageArguments["opening"],
+  chain: boolean,
+): Promise<ImageFacts[]> {
+  const first = await plainName(name, imageOpts);
   const images: ImageFacts[] = [];
   let next: { path: string; format?: string } | null = { path: first.path, format: format ?? first.format };
   while (next !== null) {

@@ -5,11 +5,18 @@
  */
 
 import { type ChainExtent, mapChain } from "../image/map_chain.ts";
-import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { fullMap } from "./holes.ts";
+import {
+  FORCE_SHARE,
+  FORMAT,
+  IMAGE_OPTS,
+  type ImageArguments,
+  imageCommand,
+  OUTPUT,
+} from "./image_command.ts";
 import type { Subcommand } from "./main.ts";
-import { ending, imageArguments, ImageCommandError, numberOption, openForCommand, usage } from "./qemu_img.ts";
+import { ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk map [-f FORMAT] [-s OFFSET] [-l LENGTH] [--output human|json] [-U] IMAGE",
@@ -30,72 +37,34 @@ const HELP = [
   "Example: vblk map --output=json disk.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "format", value: "required", letter: "f" },
-  { name: "start-offset", value: "required", letter: "s" },
-  { name: "max-length", value: "required", letter: "l" },
-  { name: "output", value: "required" },
-  { name: "force-share", value: "none", letter: "U" },
-  { name: "image-opts", value: "none" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "map",
+  help: HELP,
+  options: [
+    FORMAT,
+    { name: "start-offset", value: "required", letter: "s", number: "start offset" },
+    { name: "max-length", value: "required", letter: "l", number: "max length" },
+    OUTPUT,
+    FORCE_SHARE,
+    IMAGE_OPTS,
+  ],
+  run,
+});
 
-interface MapOptions {
-  format?: string;
-  start: number;
-  length: number;
-  json: boolean;
-  share: boolean;
-  imageOpts: boolean;
-}
-
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("map", args, "f:s:l:U", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const options: MapOptions = { start: 0, length: Infinity, json: false, share: false, imageOpts: false };
-  for (const { name, value } of given.options) readOption(options, name, value ?? "");
+async function run(given: ImageArguments, output: Output): Promise<number> {
   if (given.operands.length !== 1) throw usage("map", "Expecting one image file name");
-  const { format, share, imageOpts, start, length, json } = options;
-  const image = await openForCommand(given.operands[0], { format, share, imageOpts, readOnly: true });
+  const start = given.number("s") ?? 0;
+  const image = await openForCommand(given.operands[0], { ...given.opening, readOnly: true });
   try {
-    const end = Math.min(start + length, image.sizeBytes);
+    const end = Math.min(start + (given.number("l") ?? Infinity), image.sizeBytes);
     const maps = mapChain(image, start, Math.max(0, end - start), fullMap());
-    if (json) await printJson(merged(maps), start, output);
+    if (given.last("output") === "json") await printJson(merged(maps), start, output);
     else await printText(merged(maps), output);
   } finally {
     await image.close();
   }
   return 0;
-}
-
-function readOption(options: MapOptions, name: string, value: string): void {
-  switch (name) {
-    case "f":
-      options.format = value;
-      break;
-    case "s":
-      options.start = numberOption("start offset", value);
-      break;
-    case "l":
-      options.length = numberOption("max length", value);
-      break;
-    case "U":
-      options.share = true;
-      break;
-    case "image-opts":
-      options.imageOpts = true;
-      break;
-    case "output":
-      if (value !== "human" && value !== "json") {
-        throw usage("map", "--output must be used with human or json as argument.");
-      }
-      options.json = value === "json";
-  }
 }
 
 /** Joins neighbours that nothing tells apart, over the ends of windows too. */

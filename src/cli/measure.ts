@@ -4,14 +4,24 @@
  * @module
  */
 
-import { CreateOptionsError, type CreateValues, isOptionList, readCreateOptions } from "../image/create_options.ts";
+import { CreateOptionsError, type CreateValues, readCreateOptions } from "../image/create_options.ts";
 import { type Image, SECTOR_BYTES } from "../image/image.ts";
 import type { MeasureShape } from "../image/qcow2/measure.ts";
-import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
-import { BlockError } from "../storage/block_error.ts";
+import {
+  FORCE_SHARE,
+  FORMAT,
+  IMAGE_OPTS,
+  type ImageArguments,
+  imageCommand,
+  OBJECT,
+  OUTPUT,
+  refuseObject,
+} from "./image_command.ts";
+import { openByOptions } from "./image_to_change.ts";
 import type { Subcommand } from "./main.ts";
-import { ending, imageArguments, ImageCommandError, numberOption, openForCommand, usage } from "./qemu_img.ts";
+import { OPTIONS } from "./new_image.ts";
+import { ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk measure [-O FORMAT] [-o OPTIONS] [--output human|json] --size N",
@@ -32,31 +42,23 @@ const HELP = [
   "Example: vblk measure -O qcow2 -o cluster_size=128k disk.raw",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "format", value: "required", letter: "f" },
-  { name: "target-format", value: "required", letter: "O" },
-  { name: "options", value: "required", letter: "o" },
-  { name: "size", value: "required", letter: "s" },
-  { name: "snapshot", value: "required", letter: "l" },
-  { name: "output", value: "required" },
-  { name: "force-share", value: "none", letter: "U" },
-  { name: "image-opts", value: "none" },
-  { name: "object", value: "required" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
-
-interface Wishes {
-  format?: string;
-  target: string;
-  options: string[];
-  sizeBytes?: number;
-  snapshot?: string;
-  json: boolean;
-  share: boolean;
-  imageOpts: boolean;
-}
+export const subcommand: Subcommand = imageCommand({
+  name: "measure",
+  help: HELP,
+  options: [
+    FORMAT,
+    { name: "target-format", value: "required", letter: "O" },
+    OPTIONS,
+    { name: "size", value: "required", letter: "s", number: "image size" },
+    { name: "snapshot", value: "required", letter: "l" },
+    OUTPUT,
+    FORCE_SHARE,
+    IMAGE_OPTS,
+    { ...OBJECT, check: () => refuseObject() },
+  ],
+  run,
+});
 
 /** What is printed, in bytes. */
 interface Measures {
@@ -65,19 +67,12 @@ interface Measures {
   readonly bitmaps?: number;
 }
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("measure", args, "f:O:o:s:l:U", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const wishes: Wishes = { target: "raw", options: [], json: false, share: false, imageOpts: false };
-  for (const { name, value } of given.options) readOption(wishes, name, value ?? "");
-  const name = checkedOperand(given.operands, wishes);
-  const image = name === undefined ? null : await openSource(name, wishes);
+async function run(given: ImageArguments, output: Output): Promise<number> {
+  const name = checkedOperand(given);
+  const image = name === undefined ? null : await openSource(name, given);
   try {
-    const measures = await measure(image, wishes);
-    output.out(wishes.json ? jsonOf(measures) : textOf(measures));
+    const measures = await measure(image, given);
+    output.out(given.last("output") === "json" ? jsonOf(measures) : textOf(measures));
   } catch (error) {
     if (!(error instanceof CreateOptionsError)) throw error;
     throw new ImageCommandError(error.message, { hint: error.hint, cause: error });
@@ -87,92 +82,48 @@ async function run(args: readonly string[], output: Output): Promise<number> {
   return 0;
 }
 
-function readOption(wishes: Wishes, name: string, value: string): void {
-  switch (name) {
-    case "f":
-      wishes.format = value;
-      break;
-    case "O":
-      wishes.target = value;
-      break;
-    case "o":
-      if (!isOptionList(value)) throw new ImageCommandError(`Invalid option list: ${value}`);
-      wishes.options.push(value);
-      break;
-    case "s":
-      wishes.sizeBytes = numberOption("image size", value);
-      break;
-    case "l":
-      wishes.snapshot = value;
-      break;
-    case "U":
-      wishes.share = true;
-      break;
-    case "image-opts":
-      wishes.imageOpts = true;
-      break;
-    case "output":
-      if (value !== "human" && value !== "json") {
-        throw usage("measure", "--output must be used with human or json as argument.");
-      }
-      wishes.json = value === "json";
-      break;
-    case "object":
-      throw new ImageCommandError("--object: vblk has no objects: no secrets, and no encrypted images");
-  }
-}
-
-function checkedOperand(
-  operands: readonly string[],
-  { format, snapshot, sizeBytes, imageOpts }: Wishes,
-): string | undefined {
-  const [name] = operands;
-  if (operands.length > 1) throw usage("measure", "At most one filename argument is allowed.");
-  if (name === undefined && (imageOpts || format !== undefined || snapshot !== undefined)) {
+function checkedOperand(given: ImageArguments): string | undefined {
+  const [name] = given.operands;
+  if (given.operands.length > 1) throw usage("measure", "At most one filename argument is allowed.");
+  if (name === undefined && given.has(IMAGE_OPTS.name, "f", "l")) {
     throw usage("measure", "--image-opts, -f, and -l require a filename argument.");
   }
-  if (name !== undefined && sizeBytes !== undefined) {
+  if (name !== undefined && given.has("s")) {
     throw usage("measure", "--size N cannot be used together with a filename.");
   }
-  if (name === undefined && sizeBytes === undefined) {
+  if (name === undefined && !given.has("s")) {
     throw usage("measure", "Either --size N or one filename must be specified.");
   }
   return name;
 }
 
-async function openSource(name: string, { format, share, snapshot, imageOpts }: Wishes): Promise<Image> {
+async function openSource(name: string, given: ImageArguments): Promise<Image> {
+  const { format, share, imageOpts } = given.opening;
   if (imageOpts && format !== undefined) throw usage("measure", "--image-opts and --format are mutually exclusive");
-  const image = await (imageOpts ? openOptions(name, share) : openForCommand(name, { format, share, readOnly: true }));
+  const options = { format, share, readOnly: true };
+  const image = await (imageOpts ? openByOptions(name, options) : openForCommand(name, options));
+  const snapshot = given.last("l");
   if (snapshot === undefined) return image;
   const { openSnapshotForCommand } = await import("./convert_snapshot.ts");
   return await openSnapshotForCommand(image, snapshot);
 }
 
-async function openOptions(text: string, share: boolean): Promise<Image> {
-  const { openImageOptions } = await import("../image/open.ts");
-  try {
-    return await openImageOptions(text, { share, readOnly: true });
-  } catch (error) {
-    if (!(error instanceof BlockError)) throw error;
-    throw new ImageCommandError(`Could not open '${text}': ${error.message}`, { hint: error.hint, cause: error });
-  }
-}
-
-async function measure(image: Image | null, wishes: Wishes): Promise<Measures> {
-  const { target } = wishes;
+async function measure(image: Image | null, given: ImageArguments): Promise<Measures> {
+  const target = given.last("O") ?? "raw";
   if (target !== "raw" && target !== "qcow2") {
     throw new ImageCommandError(`Unknown file format '${target}'`, { hint: "vblk makes raw and qcow2 images" });
   }
-  const values = optionsFor(target, wishes);
+  const values = optionsFor(target, given);
   const sizeBytes = Number(values.get("size") ?? 0);
   if (target === "qcow2") return await measureQcow2(image, values, sizeBytes);
   const bytes = image?.sizeBytes ?? Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
   return { required: bytes, fullyAllocated: bytes };
 }
 
-function optionsFor(target: "raw" | "qcow2", { options, sizeBytes }: Wishes): CreateValues {
+function optionsFor(target: "raw" | "qcow2", given: ImageArguments): CreateValues {
+  const sizeBytes = given.number("s");
   try {
-    const values = readCreateOptions(target, options.join(","));
+    const values = readCreateOptions(target, given.all("o").join(","));
     if (sizeBytes !== undefined) values.set("size", sizeBytes);
     return values;
   } catch (error) {

@@ -175,18 +175,27 @@ Deno.test("values that have no meaning are refused", () => {
   assertEquals(made.front.ask("GET_STATUS").payload, u64(0xff & ~64));
 });
 
-Deno.test("SET_FEATURES takes what is on offer, with VERSION_1; what no message can carry is not on offer", () => {
+Deno.test("SET_FEATURES takes what is on offer; what no message can carry is not on offer", () => {
   const made = ready({ notificationData: true });
   const offered = made.front.ask("GET_FEATURES").view.getBigUint64(0, true);
   for (const bit of [26n, 30n, 32n, 34n]) assert(offered >> bit & 1n, `bit ${bit}`);
   // NOTIFICATION_DATA, RING_RESET.
   for (const bit of [38n, 40n]) assertEquals(offered >> bit & 1n, 0n);
   refuse(made, "feature-not-offered", "SET_FEATURES", u64(offered | 1n << 40n));
-  refuse(made, "version-1-declined", "SET_FEATURES", u64(offered & ~(1n << 32n)));
   refuse(made, "protocol-feature-not-offered", "SET_PROTOCOL_FEATURES", u64(ALL | 1n << 8n));
   made.guest.startRing(made.front, 0);
   refuse(made, "state", "SET_FEATURES", u64(made.guest.features & ~(1n << 9n)));
   made.front.good("SET_FEATURES", u64(made.guest.features | 1n << 26n));
+});
+
+Deno.test("a driver that declines VERSION_1 is served: the legacy interface is the front-end's", () => {
+  const made = ready();
+  const { front, guest } = made;
+  front.good("SET_FEATURES", u64(guest.features & ~(1n << 32n)));
+  guest.startRing(front, 0);
+  guest.add("read", 0, 512);
+  guest.kicks[0].kick();
+  assertEquals(guest.collect().length, 1);
 });
 
 Deno.test("without PROTOCOL_FEATURES all rings are enabled at once, and SET_VRING_ENABLE means nothing", () => {
