@@ -68,9 +68,6 @@ export * from "./virtio/virtqueue/chain.ts";
 export { PackedVirtqueue } from "./virtio/virtqueue/packed_virtqueue.ts";
 export { SplitVirtqueue } from "./virtio/virtqueue/split_virtqueue.ts";
 export { VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE } from "./virtio/virtqueue/split_layout.ts";
-export {
-  Virtqueue,
-  type VirtqueueConfig,
-  type VirtqueueCounters,
-  type VirtqueueRecord,
-} from "./virtio/virtqueue/virtqueue.ts";
+export type { VirtqueueCounters } from "./virtio/virtqueue/counters.ts";
+export type { VirtqueueConfig } from "./virtio/virtqueue/queue_parts.ts";
+export { Virtqueue, type VirtqueueRecord } from "./virtio/virtqueue/virtqueue.ts";

@@ -7,7 +7,8 @@
 import { after, type Completion, type Image } from "../image/image.ts";
 import type { Device, DeviceEvents } from "../virtio/device.ts";
 import { hasFeature } from "../virtio/features.ts";
-import { addCounters, newCounters, type Virtqueue, type VirtqueueCounters } from "../virtio/virtqueue/virtqueue.ts";
+import { addCounters, newCounters, type VirtqueueCounters } from "../virtio/virtqueue/counters.ts";
+import type { Virtqueue } from "../virtio/virtqueue/virtqueue.ts";
 import {
   BLK_FEATURE_NAMES,
   CONFIG_SIZE,

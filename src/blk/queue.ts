@@ -7,7 +7,8 @@
 
 import { after, BlockError, type Completion } from "../image/image.ts";
 import type { Violation } from "../virtio/violation.ts";
-import { addCounters, newCounters, type Virtqueue, type VirtqueueCounters } from "../virtio/virtqueue/virtqueue.ts";
+import { addCounters, newCounters, type VirtqueueCounters } from "../virtio/virtqueue/counters.ts";
+import type { Virtqueue } from "../virtio/virtqueue/virtqueue.ts";
 import { VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK } from "./blk_layout.ts";
 import { type BlkContext, execute } from "./execute.ts";
 import type { BlkObservers } from "./observers.ts";

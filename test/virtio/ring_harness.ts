@@ -17,7 +17,8 @@ import * as P from "../../src/virtio/virtqueue/packed_layout.ts";
 import { PackedVirtqueue } from "../../src/virtio/virtqueue/packed_virtqueue.ts";
 import * as S from "../../src/virtio/virtqueue/split_layout.ts";
 import { SplitVirtqueue } from "../../src/virtio/virtqueue/split_virtqueue.ts";
-import type { Virtqueue, VirtqueueConfig } from "../../src/virtio/virtqueue/virtqueue.ts";
+import type { VirtqueueConfig } from "../../src/virtio/virtqueue/queue_parts.ts";
+import type { Virtqueue } from "../../src/virtio/virtqueue/virtqueue.ts";
 
 export type Layout = "split" | "packed";
 export const LAYOUTS: readonly Layout[] = ["split", "packed"];

@@ -12,7 +12,8 @@ import { PVIRTQ_DESC_FLAGS, PVIRTQ_DESC_SIZE } from "../../virtio/virtqueue/pack
 import { PackedVirtqueue } from "../../virtio/virtqueue/packed_virtqueue.ts";
 import { USED_IDX } from "../../virtio/virtqueue/split_layout.ts";
 import { SplitVirtqueue } from "../../virtio/virtqueue/split_virtqueue.ts";
-import type { Virtqueue, VirtqueueConfig, VirtqueueRecord } from "../../virtio/virtqueue/virtqueue.ts";
+import type { VirtqueueConfig } from "../../virtio/virtqueue/queue_parts.ts";
+import type { Virtqueue, VirtqueueRecord } from "../../virtio/virtqueue/virtqueue.ts";
 import type { QueueRegion } from "./inflight_layout.ts";
 import { PackedInflight, recoverPacked } from "./inflight_packed.ts";
 import { recoverSplit, SplitInflight } from "./inflight_split.ts";

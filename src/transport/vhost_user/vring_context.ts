@@ -6,7 +6,8 @@
 
 import type { Device } from "../../virtio/device.ts";
 import type { Violation } from "../../virtio/violation.ts";
-import type { Virtqueue, VirtqueueConfig } from "../../virtio/virtqueue/virtqueue.ts";
+import type { VirtqueueConfig } from "../../virtio/virtqueue/queue_parts.ts";
+import type { Virtqueue } from "../../virtio/virtqueue/virtqueue.ts";
 import type { DirtyLog } from "./dirty_log.ts";
 import type { QueueRegion } from "./inflight_layout.ts";
 import type { MemoryTable } from "./memory_table.ts";

@@ -33,7 +33,8 @@ import {
   RING_EVENT_FLAGS_ENABLE,
 } from "./packed_layout.ts";
 import { virtqueueViolation } from "./rules.ts";
-import { INDIRECT_MAX_DESCRIPTORS, locateParts, type QueuePart, Virtqueue, type VirtqueueConfig } from "./virtqueue.ts";
+import { locateParts, type QueuePart, type VirtqueueConfig } from "./queue_parts.ts";
+import { INDIRECT_MAX_DESCRIPTORS, Virtqueue } from "./virtqueue.ts";
 
 /** Where a ring stands that was never used: at its first slot, both wrap counters set (§2.8.1). */
 export const PACKED_START = 0x8000_8000;

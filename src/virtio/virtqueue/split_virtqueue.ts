@@ -33,7 +33,8 @@ import {
   VIRTQ_MAX_SIZE,
   VIRTQ_USED_F_NO_NOTIFY,
 } from "./split_layout.ts";
-import { INDIRECT_MAX_DESCRIPTORS, locateParts, type QueuePart, Virtqueue, type VirtqueueConfig } from "./virtqueue.ts";
+import { locateParts, type QueuePart, type VirtqueueConfig } from "./queue_parts.ts";
+import { INDIRECT_MAX_DESCRIPTORS, Virtqueue } from "./virtqueue.ts";
 
 /** A split virtqueue, as the device sees it. */
 export class SplitVirtqueue extends Virtqueue {

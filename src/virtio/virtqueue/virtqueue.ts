@@ -8,31 +8,12 @@
  */
 
 import { checkedU64, type GuestMemory } from "../../memory/guest_memory.ts";
-import type { MemoryRegion } from "../../memory/region.ts";
 import type { Violation } from "../violation.ts";
 import type { DescriptorChain } from "./chain.ts";
+import { newCounters, type VirtqueueCounters } from "./counters.ts";
+import { formatAddress, type VirtqueueConfig } from "./queue_parts.ts";
 import { type VirtqueueRule, virtqueueViolation } from "./rules.ts";
 import { VIRTQ_DESC_F_WRITE } from "./split_layout.ts";
-
-/** Where the driver put a queue, and what was negotiated about it. */
-export interface VirtqueueConfig {
-  /** Where the ring and its buffers are. */
-  readonly memory: GuestMemory;
-  /** Number of descriptors. */
-  readonly size: number;
-  /** Guest-physical address of the Descriptor Area (§2.6). */
-  readonly descAddress: number;
-  /** Guest-physical address of the Driver Area: available ring, or driver event suppression. */
-  readonly driverAddress: number;
-  /** Guest-physical address of the Device Area: used ring, or device event suppression. */
-  readonly deviceAddress: number;
-  /** VIRTIO_F_EVENT_IDX was negotiated. */
-  readonly eventIdx: boolean;
-  /** VIRTIO_F_INDIRECT_DESC was negotiated. */
-  readonly indirect: boolean;
-  /** VIRTIO_F_IN_ORDER was negotiated. */
-  readonly inOrder: boolean;
-}
 
 /**
  * Indirect tables may be longer than the queue, up to this, as in QEMU (VIRTQUEUE_MAX_SIZE). §2.7.5.3.1 forbids
@@ -42,24 +23,6 @@ export const INDIRECT_MAX_DESCRIPTORS = 1024;
 
 /** §2.7.5.2: a chain describes at most this many bytes. */
 const CHAIN_MAX_BYTES = 2 ** 32;
-
-/** Counts what a queue did; each notification is what would be an exit of the virtual machine. */
-export interface VirtqueueCounters {
-  /** Buffers taken from the ring. */
-  popped: number;
-  /** Times that the device looked at the ring and took something. */
-  bursts: number;
-  /** Buffers returned. */
-  pushed: number;
-  /** Buffers that the driver can see. */
-  published: number;
-  /** Calls to `publish` that returned at least one buffer. */
-  batches: number;
-  /** Used buffer notifications that the driver asked for. */
-  calls: number;
-  /** Batches for which the driver wanted no notification. */
-  callsSuppressed: number;
-}
 
 /**
  * Somebody who keeps a record of what a queue does, where it outlives this process or moves to another host. A queue
@@ -76,17 +39,6 @@ export interface VirtqueueRecord {
   publishing(): void;
   /** The driver can see all that was staged. */
   published(): void;
-}
-
-/** Counters at zero. */
-export function newCounters(): VirtqueueCounters {
-  return { popped: 0, bursts: 0, pushed: 0, published: 0, batches: 0, calls: 0, callsSuppressed: 0 };
-}
-
-/** Adds `more` to `sum`. */
-export function addCounters(sum: VirtqueueCounters, more: VirtqueueCounters): VirtqueueCounters {
-  for (const key of Object.keys(sum) as (keyof VirtqueueCounters)[]) sum[key] += more[key];
-  return sum;
 }
 
 /** The device's half of a virtqueue. */
@@ -344,58 +296,4 @@ export abstract class Virtqueue {
     }
     return true;
   }
-}
-
-/** Where a part of a queue lies. */
-export interface QueuePart {
-  readonly region: MemoryRegion;
-  /** Where it starts in the region, in bytes. */
-  readonly offset: number;
-}
-
-/**
- * Finds the three parts of a queue in guest memory and checks their alignment.
- *
- * @returns the parts, or the rule that the driver broke
- */
-export function locateParts(
-  config: VirtqueueConfig,
-  packed: boolean,
-  sizes: { desc: number; driver: number; device: number },
-  alignment: { desc: number; driver: number; device: number },
-): { desc: QueuePart; driver: QueuePart; device: QueuePart } | Violation {
-  const found: Partial<Record<"desc" | "driver" | "device", QueuePart>> = {};
-  for (const part of ["desc", "driver", "device"] as const) {
-    const address = config[`${part}Address`];
-    const align = alignment[part];
-    const name = PART_NAMES[part][packed ? 1 : 0];
-    // An address that no number holds is nowhere in memory, whatever its alignment.
-    if (address !== Infinity && address % align !== 0) {
-      const what = `the ${name} is at ${formatAddress(address)}, not a multiple of ${align}`;
-      return virtqueueViolation("queue-alignment", what, packed);
-    }
-    const region = config.memory.regionHolding(address, sizes[part]);
-    if (region === null) {
-      const what = `the ${name} (${sizes[part]} bytes at ${formatAddress(address)}) is not`;
-      return virtqueueViolation("queue-memory", what, packed);
-    }
-    const offset = address - region.guestAddress;
-    // Atomic access to 16-bit fields needs host alignment too, which a region at an odd address would break.
-    if (offset % 2 !== 0) {
-      return virtqueueViolation("queue-alignment", `the ${name} lies at an odd place of its region`, packed);
-    }
-    found[part] = { region, offset };
-  }
-  return found as Record<"desc" | "driver" | "device", QueuePart>;
-}
-
-const PART_NAMES = {
-  desc: ["descriptor table", "descriptor ring"],
-  driver: ["available ring", "driver event suppression structure"],
-  device: ["used ring", "device event suppression structure"],
-} as const;
-
-/** The printed form of a guest address. */
-export function formatAddress(address: number): string {
-  return address === Infinity ? "an address of 2^53 or more" : `0x${address.toString(16)}`;
 }
