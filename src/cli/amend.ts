@@ -5,16 +5,16 @@
  */
 
 import { amendOptionsHelp, readAmendOptions } from "../image/amend_options.ts";
-import { asksForHelp, CreateOptionsError, isKnownFormat, isOptionList } from "../image/create_options.ts";
+import { asksForHelp, CreateOptionsError, isKnownFormat } from "../image/create_options.ts";
 import type { Qcow2Image } from "../image/qcow2/qcow2_image.ts";
-import type { LongOption } from "../script/getopt.ts";
-import { CACHE_MODES } from "../script/open_settings.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
-import { openToChange, openWishes } from "./image_to_change.ts";
+import { FORMAT, IMAGE_OPTS, type ImageArguments, imageCommand, OBJECT, PROGRESS, QUIET } from "./image_command.ts";
+import { CACHE, flushesNothing, openToChange, openWishes } from "./image_to_change.ts";
 import type { Subcommand } from "./main.ts";
-import { Progress } from "./progress.ts";
-import { checkCache, ending, imageArguments, ImageCommandError, usage } from "./qemu_img.ts";
+import { OPTIONS } from "./new_image.ts";
+import { type Progress, progressFor } from "./progress.ts";
+import { ImageCommandError, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk amend -o OPTIONS [-f FORMAT] [-t CACHE] [-p] [-q] IMAGE",
@@ -33,41 +33,34 @@ const HELP = [
   "Example: vblk amend -o compat=1.1,lazy_refcounts=on disk.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "options", value: "required", letter: "o" },
-  { name: "format", value: "required", letter: "f" },
-  { name: "image-opts", value: "none" },
-  { name: "cache", value: "required", letter: "t" },
-  { name: "force", value: "none" },
-  { name: "progress", value: "none", letter: "p" },
-  { name: "quiet", value: "none", letter: "q" },
-  { name: "object", value: "required" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "amend",
+  help: HELP,
+  options: [
+    OPTIONS,
+    FORMAT,
+    IMAGE_OPTS,
+    CACHE,
+    { name: "force", value: "none" },
+    PROGRESS,
+    QUIET,
+    OBJECT,
+  ],
+  run,
+});
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("amend", args, "o:f:t:pq", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const { options, operands } = given;
-  const lists = options.filter(({ name }) => name === "o").map(({ value }) => value!);
-  const bad = lists.find((list) => !isOptionList(list));
-  if (bad !== undefined) throw new ImageCommandError(`Invalid option list: ${bad}`);
-  if (lists.length === 0) throw usage("amend", "Must specify options (-o)");
-  const text = lists.join(",");
-  const { imageOpts, format } = openWishes("amend", options);
+async function run(given: ImageArguments, output: Output): Promise<number> {
+  const { operands } = given;
+  if (!given.has("o")) throw usage("amend", "Must specify options (-o)");
+  const text = given.all("o").join(",");
+  const { imageOpts, format } = openWishes("amend", given);
   if (format !== undefined && asksForHelp(text)) return printHelp(format, output);
   if (operands.length !== 1) throw new ImageCommandError("Expecting one image file name");
-  const cache = options.findLast(({ name }) => name === "t")?.value ?? "writeback";
-  checkCache(cache, "cache");
-  const has = (letter: string) => options.some(({ name }) => name === letter);
-  const progress = new Progress({ mode: has("q") ? "none" : has("p") ? "percent" : "bar", step: 1 });
+  const noFlush = flushesNothing(given);
+  const progress = progressFor(given, 1);
   const name = { name: operands[0], imageOpts };
-  const opening = { format, noFlush: CACHE_MODES[cache].noFlush };
+  const opening = { format, noFlush };
   const first = await openToChange(name, opening, output);
   const found = first.format;
   await first.close();

@@ -6,13 +6,12 @@
 
 import type { Image } from "../image/image.ts";
 import type { PersistentBitmaps } from "../image/qcow2/bitmaps.ts";
-import type { Qcow2Image } from "../image/qcow2/qcow2_image.ts";
-import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
-import { openToChange, openWishes } from "./image_to_change.ts";
+import { FORMAT, IMAGE_OPTS, type ImageArguments, imageCommand, OBJECT } from "./image_command.ts";
+import { asQcow2, openToChange, openWishes } from "./image_to_change.ts";
 import type { Subcommand } from "./main.ts";
-import { ending, imageArguments, ImageCommandError, numberOption, openForCommand, usage } from "./qemu_img.ts";
+import { ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk bitmap [-f FORMAT] ACTION... IMAGE BITMAP",
@@ -37,23 +36,26 @@ const HELP = [
 
 const ACTIONS = ["add", "remove", "clear", "enable", "disable", "merge"];
 
-const LONGS: readonly LongOption[] = [
-  { name: "add", value: "none" },
-  { name: "granularity", value: "required", letter: "g" },
-  { name: "remove", value: "none" },
-  { name: "clear", value: "none" },
-  { name: "enable", value: "none" },
-  { name: "disable", value: "none" },
-  { name: "merge", value: "required" },
-  { name: "source-file", value: "required", letter: "b" },
-  { name: "source-format", value: "required", letter: "F" },
-  { name: "format", value: "required", letter: "f" },
-  { name: "image-opts", value: "none" },
-  { name: "object", value: "required" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "bitmap",
+  help: HELP,
+  options: [
+    { name: "add", value: "none" },
+    { name: "granularity", value: "required", letter: "g", number: "granularity" },
+    { name: "remove", value: "none" },
+    { name: "clear", value: "none" },
+    { name: "enable", value: "none" },
+    { name: "disable", value: "none" },
+    { name: "merge", value: "required" },
+    { name: "source-file", value: "required", letter: "b" },
+    { name: "source-format", value: "required", letter: "F" },
+    FORMAT,
+    IMAGE_OPTS,
+    OBJECT,
+  ],
+  run,
+});
 
 interface Action {
   readonly name: string;
@@ -71,12 +73,8 @@ interface Wishes {
   readonly bitmap: string;
 }
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const wishes = wishesOf(args);
-  if (wishes === null) {
-    output.out(HELP);
-    return 0;
-  }
+async function run(given: ImageArguments, output: Output): Promise<number> {
+  const wishes = wishesOf(given);
   const { format, sourceFile, sourceFormat } = wishes;
   // What is behind the image is of no interest, and need not be there.
   const image = await openToChange(wishes.image, { format, noBacking: true }, output);
@@ -95,20 +93,13 @@ async function run(args: readonly string[], output: Output): Promise<number> {
   return 0;
 }
 
-function wishesOf(args: readonly string[]): Wishes | null {
-  const given = imageArguments("bitmap", args, "b:f:F:g:", LONGS);
-  if (given === null) return null;
+function wishesOf(given: ImageArguments): Wishes {
   const { options, operands } = given;
-  const last = (name: string) => options.findLast((option) => option.name === name)?.value ?? undefined;
-  // Every one is looked at, as a mistake in one that another one overrules is a mistake all the same.
-  const granularities = options.filter(({ name }) => name === "g").map(({ value }) => {
-    return numberOption("granularity", value ?? "");
-  });
   // As in QEMU, 0 is as good as none.
-  const granularityBytes = granularities.at(-1) || undefined;
+  const granularityBytes = given.number("g") || undefined;
   const actions = options.filter(({ name }) => ACTIONS.includes(name))
     .map(({ name, value }) => ({ name, source: value ?? "" }));
-  const [sourceFile, sourceFormat] = [last("b"), last("F")];
+  const [sourceFile, sourceFormat] = [given.last("b"), given.last("F")];
   const broken: readonly (readonly [boolean, string])[] = [
     [actions.length === 0, "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge"],
     [
@@ -124,7 +115,7 @@ function wishesOf(args: readonly string[]): Wishes | null {
   ];
   const first = broken.find(([is]) => is);
   if (first !== undefined) throw usage("bitmap", first[1]);
-  const { format, imageOpts } = openWishes("bitmap", options);
+  const { format, imageOpts } = openWishes("bitmap", given);
   const [name, bitmap] = operands;
   return { actions, granularityBytes, sourceFile, sourceFormat, image: { name, imageOpts }, format, bitmap };
 }
@@ -175,10 +166,6 @@ async function bitmapsOf(image: Image): Promise<PersistentBitmaps | null> {
   if (qcow2 === null) return null;
   const { PersistentBitmaps } = await import("../image/qcow2/bitmaps.ts");
   return await PersistentBitmaps.open(qcow2.storage, qcow2.header);
-}
-
-function asQcow2(image: Image): Qcow2Image | null {
-  return "editBitmaps" in image ? image as Qcow2Image : null;
 }
 
 /** Why an image that is not qcow2 can't do what was asked for first. */

@@ -7,13 +7,26 @@
 import { checkReadable, probe } from "../image/probe.ts";
 import type { CheckOptions, CheckReport } from "../image/qcow2/check_report.ts";
 import type { RepairKind } from "../image/qcow2/repair.ts";
-import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
 import { DenoFileStorage } from "../storage/deno_file.ts";
+import {
+  checkOutput,
+  FORCE_SHARE,
+  FORMAT,
+  IMAGE_OPTS,
+  type ImageArguments,
+  imageCommand,
+  NO_OBJECTS_HINT,
+  OBJECT,
+  OUTPUT,
+  PROGRESS,
+  QUIET,
+  refuseObject,
+} from "./image_command.ts";
 import type { Subcommand } from "./main.ts";
 import { Progress } from "./progress.ts";
-import { checkCache, ending, imageArguments, ImageCommandError, usage } from "./qemu_img.ts";
+import { checkCache, ImageCommandError, usage } from "./qemu_img.ts";
 import { qemuJson } from "./qemu_text.ts";
 
 const HELP = [
@@ -37,88 +50,63 @@ const HELP = [
   "Example: vblk check -r leaks disk.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "format", value: "required", letter: "f" },
-  { name: "repair", value: "required", letter: "r" },
-  { name: "output", value: "required" },
-  { name: "force-share", value: "none", letter: "U" },
-  { name: "quiet", value: "none", letter: "q" },
-  { name: "progress", value: "none", letter: "p" },
-  { name: "cache", value: "required", letter: "T" },
-  { name: "image-opts", value: "none" },
-  { name: "object", value: "required" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "check",
+  help: HELP,
+  options: [
+    FORMAT,
+    { name: "repair", value: "required", letter: "r", check: checkRepair },
+    { ...OUTPUT, check: (value) => checkOutput(value) },
+    FORCE_SHARE,
+    QUIET,
+    PROGRESS,
+    { name: "cache", value: "required", letter: "T" },
+    { ...IMAGE_OPTS, check: refuseImageOpts },
+    { ...OBJECT, check: () => refuseObject(NO_OBJECTS_HINT) },
+  ],
+  letters: "t:",
+  run,
+});
+
+function checkRepair(value: string): void {
+  if (value === "leaks" || value === "all") return;
+  throw usage("check", `Unknown option value for -r (expecting 'leaks' or 'all'): ${value}`);
+}
+
+function refuseImageOpts(): never {
+  throw new ImageCommandError("--image-opts: check takes file names only", { hint: "give the image's file name" });
+}
 
 interface Wishes {
-  format?: string;
-  repair?: RepairKind;
-  cache?: string;
-  json: boolean;
-  share: boolean;
-  quiet: boolean;
-  progress: boolean;
+  readonly format: string | undefined;
+  readonly repair: RepairKind | undefined;
+  readonly json: boolean;
+  readonly share: boolean;
+  readonly quiet: boolean;
+  readonly progress: boolean;
 }
 
 const NOT_SUPPORTED = 63;
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("check", args, "f:r:T:t:Uqp", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const wishes: Wishes = { json: false, share: false, quiet: false, progress: false };
-  for (const { name, value } of given.options) readOption(wishes, name, value ?? "");
+async function run(given: ImageArguments, output: Output): Promise<number> {
+  const wishes: Wishes = {
+    format: given.last("f"),
+    repair: given.last("r") as RepairKind | undefined,
+    json: given.last("output") === "json",
+    share: given.has("U"),
+    quiet: given.has("q"),
+    progress: given.has("p"),
+  };
   if (given.operands.length !== 1) throw usage("check", "Expecting one image file name");
-  if (wishes.cache !== undefined) checkCache(wishes.cache, "source cache");
+  const cache = given.last("t", "T");
+  if (cache !== undefined) checkCache(cache, "source cache");
   const [name] = given.operands;
   const storage = await openStorage(name, wishes);
   try {
     return await checkStorage(storage, name, wishes, output);
   } finally {
     storage.close();
-  }
-}
-
-function readOption(wishes: Wishes, name: string, value: string): void {
-  switch (name) {
-    case "f":
-      wishes.format = value;
-      break;
-    case "r":
-      if (value !== "leaks" && value !== "all") {
-        throw usage("check", `Unknown option value for -r (expecting 'leaks' or 'all'): ${value}`);
-      }
-      wishes.repair = value;
-      break;
-    case "t":
-    case "T":
-      wishes.cache = value;
-      break;
-    case "U":
-      wishes.share = true;
-      break;
-    case "q":
-      wishes.quiet = true;
-      break;
-    case "p":
-      wishes.progress = true;
-      break;
-    case "output":
-      if (value !== "human" && value !== "json") {
-        throw new ImageCommandError("--output must be used with human or json as argument.");
-      }
-      wishes.json = value === "json";
-      break;
-    case "image-opts":
-      throw new ImageCommandError("--image-opts: check takes file names only", { hint: "give the image's file name" });
-    case "object":
-      throw new ImageCommandError("--object: vblk has no objects: no secrets, and no encrypted images", {
-        hint: "leave it out where the image is not encrypted; otherwise use qemu-img",
-      });
   }
 }
 

@@ -8,14 +8,13 @@ import type { Image } from "../image/image.ts";
 import { commitImage, imageBehind } from "../image/commit.ts";
 import type { OpenOptions } from "../image/open.ts";
 import type { Qcow2Image } from "../image/qcow2/qcow2_image.ts";
-import type { LongOption } from "../script/getopt.ts";
-import { CACHE_MODES } from "../script/open_settings.ts";
 import type { Output } from "../script/session.ts";
 import { depthOf } from "./chain_names.ts";
-import { type ImageName, openToChange, openWishes } from "./image_to_change.ts";
+import { FORMAT, IMAGE_OPTS, type ImageArguments, imageCommand, OBJECT, PROGRESS, QUIET } from "./image_command.ts";
+import { CACHE, flushesNothing, type ImageName, openToChange, openWishes } from "./image_to_change.ts";
 import type { Subcommand } from "./main.ts";
-import { Progress } from "./progress.ts";
-import { checkCache, ending, imageArguments, ImageCommandError, numberOption, usage } from "./qemu_img.ts";
+import { progressFor } from "./progress.ts";
+import { ImageCommandError, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk commit [-f FORMAT] [-b BASE] [-d] [-r RATE] [-p] [-q] IMAGE",
@@ -38,56 +37,48 @@ const HELP = [
   "Example: vblk commit overlay.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "base", value: "required", letter: "b" },
-  { name: "drop", value: "none", letter: "d" },
-  { name: "rate-limit", value: "required", letter: "r" },
-  { name: "format", value: "required", letter: "f" },
-  { name: "image-opts", value: "none" },
-  { name: "cache", value: "required", letter: "t" },
-  { name: "progress", value: "none", letter: "p" },
-  { name: "quiet", value: "none", letter: "q" },
-  { name: "object", value: "required" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "commit",
+  help: HELP,
+  options: [
+    { name: "base", value: "required", letter: "b" },
+    { name: "drop", value: "none", letter: "d" },
+    { name: "rate-limit", value: "required", letter: "r", number: "rate limit" },
+    FORMAT,
+    IMAGE_OPTS,
+    CACHE,
+    PROGRESS,
+    QUIET,
+    OBJECT,
+  ],
+  run,
+});
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("commit", args, "f:t:b:dpqr:", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const { options, operands } = given;
-  const has = (letter: string) => options.some(({ name }) => name === letter);
-  const last = (letter: string) => options.findLast(({ name }) => name === letter)?.value ?? undefined;
-  for (const { name, value } of options) {
-    if (name === "r") numberOption("rate limit", value!);
-  }
+async function run(given: ImageArguments, output: Output): Promise<number> {
+  const { operands } = given;
   if (operands.length !== 1) throw usage("commit", "Expecting one image file name");
-  const cache = last("t") ?? "writeback";
-  checkCache(cache, "cache");
-  const { imageOpts, format } = openWishes("commit", options);
+  const noFlush = flushesNothing(given);
+  const { imageOpts, format } = openWishes("commit", given);
   const called: ImageName = { name: operands[0], imageOpts };
-  const opening: OpenOptions = { format, noFlush: CACHE_MODES[cache].noFlush };
-  const depth = await findBase(called, opening, last("b"), output);
-  const progress = new Progress({ mode: has("q") ? "none" : has("p") ? "percent" : "bar", step: 1 });
+  const opening: OpenOptions = { format, noFlush };
+  const depth = await findBase(called, opening, given.last("b"), output);
+  const progress = progressFor(given, 1);
   const image = await openToChange(called, { ...opening, writableBacking: depth }, output);
   try {
-    const rate = last("r");
     progress.set(0);
-    const bytesPerSecond = rate === undefined ? undefined : numberOption("rate limit", rate) || undefined;
+    // As in QEMU, 0 is no limit.
+    const bytesPerSecond = given.number("r") || undefined;
     const onProgress = (done: number, total: number) => progress.set(done / total * 100);
     await commitImage(image, { depth, bytesPerSecond, onProgress });
     // Everything is in the base, and on stable storage there: now the image need not have it.
-    if (!has("d") && !has("b")) await empty(image);
+    if (!given.has("d", "b")) await empty(image);
     progress.set(100);
   } finally {
     progress.end();
     await image.close();
   }
-  if (!has("q")) output.out(["Image committed."]);
+  if (!given.has("q")) output.out(["Image committed."]);
   return 0;
 }
 

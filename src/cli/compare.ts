@@ -6,13 +6,13 @@
 
 import { CompareError, compareImages } from "../image/compare.ts";
 import type { Image } from "../image/image.ts";
-import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
 import { fullMap } from "./holes.ts";
+import { FORCE_SHARE, IMAGE_OPTS, type ImageArguments, imageCommand, PROGRESS, QUIET } from "./image_command.ts";
 import type { Subcommand } from "./main.ts";
-import { Progress } from "./progress.ts";
-import { checkCache, ending, imageArguments, ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
+import { type Progress, progressFor } from "./progress.ts";
+import { checkCache, ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk compare [-f FORMAT] [-F FORMAT] [-s] [-T CACHE] [-U] [-p] [-q] A B",
@@ -35,50 +35,40 @@ const HELP = [
   "Example: vblk compare disk.raw disk.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "a-format", value: "required", letter: "f" },
-  { name: "b-format", value: "required", letter: "F" },
-  { name: "image-opts", value: "none" },
-  { name: "strict", value: "none", letter: "s" },
-  { name: "cache", value: "required", letter: "T" },
-  { name: "force-share", value: "none", letter: "U" },
-  { name: "progress", value: "none", letter: "p" },
-  { name: "quiet", value: "none", letter: "q" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "compare",
+  help: HELP,
+  options: [
+    { name: "a-format", value: "required", letter: "f" },
+    { name: "b-format", value: "required", letter: "F" },
+    IMAGE_OPTS,
+    { name: "strict", value: "none", letter: "s" },
+    { name: "cache", value: "required", letter: "T" },
+    FORCE_SHARE,
+    PROGRESS,
+    QUIET,
+  ],
+  run,
+});
 
 const OPEN_FAILED = 2;
 const MAP_FAILED = 3;
 const READ_FAILED = 4;
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("compare", args, "f:F:sT:Upq", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const last = (name: string) => given.options.findLast((option) => option.name === name)?.value ?? undefined;
-  const has = (name: string) => given.options.some((option) => option.name === name);
+async function run(given: ImageArguments, output: Output): Promise<number> {
   if (given.operands.length !== 2) throw usage("compare", "Expecting two image file names");
-  const quiet = has("q");
-  const progress = new Progress({ mode: quiet ? "none" : has("p") ? "percent" : "bar", step: 2 });
+  const progress = progressFor(given, 2);
   const images: Image[] = [];
   try {
-    checkCache(last("T") ?? "writeback", "source cache", OPEN_FAILED);
+    checkCache(given.last("T") ?? "writeback", "source cache", OPEN_FAILED);
     for (const [i, name] of given.operands.entries()) {
-      const options = {
-        format: last(i === 0 ? "f" : "F"),
-        share: has("U"),
-        imageOpts: has("image-opts"),
-        readOnly: true,
-      };
+      const options = { ...given.opening, format: given.last(i === 0 ? "f" : "F"), readOnly: true };
       images.push(await openForCommand(name, options, OPEN_FAILED));
     }
-    return await compare([images[0], images[1]], has("s"), progress, (line) => {
+    return await compare([images[0], images[1]], given.has("s"), progress, (line) => {
       progress.clear();
-      if (!quiet) output.out([line]);
+      if (!given.has("q")) output.out([line]);
     });
   } finally {
     progress.end();

@@ -9,7 +9,6 @@ import { CopyError } from "../image/copy_source.ts";
 import type { CompressedTarget } from "../image/copy_compressed.ts";
 import {
   asksForHelp,
-  type CreateFormat,
   CreateOptionsError,
   createOptionsHelp,
   type CreateValues,
@@ -20,32 +19,37 @@ import { backingOf } from "../image/map_chain.ts";
 import type { Qcow2Header } from "../image/qcow2/header.ts";
 import { CACHE_MODES } from "../script/open_settings.ts";
 import type { Output } from "../script/session.ts";
-import { BlockError } from "../storage/block_error.ts";
-import { CONVERT_HELP, type ConvertOptions, parseConvert } from "./convert_options.ts";
+import {
+  CONVERT_HELP,
+  CONVERT_LETTERS,
+  CONVERT_OPTIONS,
+  type ConvertOptions,
+  convertOptions,
+} from "./convert_options.ts";
+import { type ImageArguments, imageCommand } from "./image_command.ts";
 import type { Subcommand } from "./main.ts";
-import { Progress } from "./progress.ts";
-import { checkCache, ending, ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
+import { addBacking, createFormat, createTarget } from "./new_image.ts";
+import { type Progress, progressFor } from "./progress.ts";
+import { checkCache, ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
 
 /** The subcommand. */
-export const subcommand: Subcommand = {
+export const subcommand: Subcommand = imageCommand({
+  name: "convert",
   help: CONVERT_HELP,
-  run: (args, output) => ending(output, () => run(args, output)),
-};
+  options: CONVERT_OPTIONS,
+  letters: CONVERT_LETTERS,
+  run,
+});
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const options = parseConvert(args);
-  if (options === null) {
-    output.out(CONVERT_HELP);
-    return 0;
-  }
+async function run(given: ImageArguments, output: Output): Promise<number> {
+  const options = convertOptions(given);
   if (options.createOptions !== null && asksForHelp(options.createOptions)) {
-    output.out(createOptionsHelp(checkedFormat(options.targetFormat), options.sources.length > 0));
+    output.out(createOptionsHelp(createFormat(options.targetFormat), options.sources.length > 0));
     return 0;
   }
   if (options.sources.length === 0) throw usage("convert", "Must specify image file name");
   checkCache(options.sourceCache, "source cache");
-  const mode = options.quiet ? "none" : options.progress ? "percent" : "bar";
-  const progress = new Progress({ mode, step: 1 });
+  const progress = progressFor(given, 1);
   progress.set(0);
   const sources: Image[] = [];
   const { snapshot } = options;
@@ -85,7 +89,10 @@ async function convert(
   // Hardly anybody has any: the code is loaded for those who do.
   const copier = options.bitmaps ? await import("./convert_bitmaps.ts") : null;
   const bitmaps = await copier?.sourceBitmaps(sources, options.skipBrokenBitmaps);
-  if (values !== null) await create(name, checkedFormat(targetFormat), values);
+  if (values !== null) {
+    const format = createFormat(targetFormat);
+    await createTarget(name, format, values, `converting ${format}`);
+  }
   checkCache(options.targetCache, "cache");
   const { noFlush } = CACHE_MODES[options.targetCache];
   const target = await openForCommand(name, { format: targetFormat, noFlush });
@@ -107,31 +114,16 @@ async function convert(
 
 /** The target's options: `-o`, and what has letters of its own. */
 function createValues(options: ConvertOptions, totalBytes: number): CreateValues {
-  const format = checkedFormat(options.targetFormat);
+  const format = createFormat(options.targetFormat);
   try {
     const values = readCreateOptions(format, options.createOptions ?? "");
     values.set("size", totalBytes);
-    const { backing, backingFormat } = options;
-    if (backing !== undefined) {
-      if (format === "raw") throw new CreateOptionsError("Backing file not supported for file format 'raw'");
-      values.set("backing_file", backing);
-    }
-    if (backingFormat !== undefined) {
-      if (format === "raw") throw new CreateOptionsError("Backing file format not supported for file format 'raw'");
-      values.set("backing_fmt", backingFormat);
-    }
+    addBacking(values, format, options);
     return values;
   } catch (error) {
     if (error instanceof CreateOptionsError) throw new ImageCommandError(error.message, { hint: error.hint });
     throw error;
   }
-}
-
-function checkedFormat(format: string): CreateFormat {
-  if (format === "raw" || format === "qcow2") return format;
-  throw new ImageCommandError(`Unknown file format '${format}'`, {
-    hint: "vblk makes raw and qcow2 images; qemu-img makes others",
-  });
 }
 
 /** What does not go together, in the order in which qemu-img looks. */
@@ -156,17 +148,6 @@ function checkWishes(options: ConvertOptions, values: CreateValues | null, hasBa
   ];
   const first = broken.find(([is]) => is);
   if (first !== undefined) throw new ImageCommandError(first[1]);
-}
-
-async function create(name: string, format: CreateFormat, values: CreateValues): Promise<void> {
-  const { createImageFile } = await import("./create_file.ts");
-  try {
-    await createImageFile(name, format, values);
-  } catch (error) {
-    if (!(error instanceof CreateOptionsError) && !(error instanceof BlockError)) throw error;
-    const { message, hint } = error;
-    throw new ImageCommandError(`${name}: error while converting ${format}: ${message}`, { hint, cause: error });
-  }
 }
 
 async function copy(

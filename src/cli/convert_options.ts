@@ -4,9 +4,19 @@
  * @module
  */
 
-import { isOptionList } from "../image/create_options.ts";
-import type { LongOption } from "../script/getopt.ts";
-import { imageArguments, ImageCommandError, numberOption } from "./qemu_img.ts";
+import { parseSize } from "../image/size.ts";
+import {
+  FORCE_SHARE,
+  IMAGE_OPTS,
+  type ImageArguments,
+  type ImageOption,
+  OBJECT,
+  PROGRESS,
+  QUIET,
+  refuseObject,
+} from "./image_command.ts";
+import { checkOptionList } from "./new_image.ts";
+import { ImageCommandError } from "./qemu_img.ts";
 
 /** What `vblk convert --help` prints. */
 export const CONVERT_HELP: readonly string[] = [
@@ -44,9 +54,10 @@ export const CONVERT_HELP: readonly string[] = [
   "Example: vblk convert -O qcow2 -c disk.raw disk.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
+/** Its options. */
+export const CONVERT_OPTIONS: readonly ImageOption[] = [
   { name: "source-format", value: "required", letter: "f" },
-  { name: "image-opts", value: "none" },
+  IMAGE_OPTS,
   { name: "source-cache", value: "required", letter: "T" },
   { name: "snapshot", value: "required", letter: "l" },
   { name: "bitmaps", value: "none" },
@@ -54,23 +65,32 @@ const LONGS: readonly LongOption[] = [
   { name: "salvage", value: "none" },
   { name: "target-format", value: "required", letter: "O" },
   { name: "target-image-opts", value: "none" },
-  { name: "target-format-options", value: "required", letter: "o" },
+  { name: "target-format-options", value: "required", letter: "o", check: checkOptionList },
   { name: "target-cache", value: "required", letter: "t" },
   { name: "backing", value: "required", letter: "B" },
   { name: "backing-format", value: "required", letter: "F" },
-  { name: "sparse-size", value: "required", letter: "S" },
+  {
+    name: "sparse-size",
+    value: "required",
+    letter: "S",
+    number: "buffer size for sparse output",
+    check: checkSparse,
+  },
   { name: "no-create", value: "none", letter: "n" },
   { name: "target-is-zero", value: "none" },
   { name: "compress", value: "none", letter: "c" },
-  { name: "force-share", value: "none", letter: "U" },
-  { name: "rate-limit", value: "required", letter: "r" },
-  { name: "parallel", value: "required", letter: "m" },
+  FORCE_SHARE,
+  { name: "rate-limit", value: "required", letter: "r", number: "rate limit" },
+  { name: "parallel", value: "required", letter: "m", check: checkParallel },
   { name: "oob-writes", value: "none", letter: "W" },
   { name: "copy-range-offloading", value: "none", letter: "C" },
-  { name: "progress", value: "none", letter: "p" },
-  { name: "quiet", value: "none", letter: "q" },
-  { name: "object", value: "required" },
+  PROGRESS,
+  QUIET,
+  OBJECT,
 ];
+
+/** `-b` is an older name of `-B`. */
+export const CONVERT_LETTERS = "b:";
 
 /** What was asked for. */
 export interface ConvertOptions {
@@ -98,7 +118,6 @@ export interface ConvertOptions {
   readonly sourceCache: string;
   readonly targetCache: string;
   readonly share: boolean;
-  readonly progress: boolean;
   readonly quiet: boolean;
 }
 
@@ -108,102 +127,81 @@ const SPARSE_MAX_BYTES = 16 << 20;
 const PARALLEL_MAX = 16;
 
 /**
- * Reads the arguments.
+ * What the arguments ask for.
  *
- * @returns `null` when the help was asked for
  * @throws ImageCommandError
  */
-export function parseConvert(args: readonly string[]): ConvertOptions | null {
-  const given = imageArguments("convert", args, "f:O:b:B:CcF:o:l:S:pt:T:nm:WUr:q", LONGS);
-  if (given === null) return null;
-  const { options, operands } = given;
-  // What is wrong with a value is said before what is wrong with options together.
-  for (const { name, value } of options) checkValue(name, value ?? "");
-  const has = (...names: string[]) => options.some(({ name }) => names.includes(name));
-  const last = (...names: string[]) => options.findLast(({ name }) => names.includes(name))?.value ?? undefined;
-  const lists = options.filter(({ name }) => name === "o").map(({ value }) => value);
-  checkTogether(has);
-  refuse(has);
-  const sparse = last("S");
-  const rate = last("r");
+export function convertOptions(given: ImageArguments): ConvertOptions {
+  checkTogether(given);
+  refuse(given);
+  const { operands } = given;
+  const { format: sourceFormat, imageOpts, share } = given.opening;
   return {
     sources: operands.slice(0, -1),
     target: operands.at(-1) ?? "",
-    sourceFormat: last("f"),
-    imageOpts: has("image-opts"),
-    targetFormat: last("O") ?? "raw",
-    createOptions: lists.length === 0 ? null : lists.join(","),
-    compress: has("c"),
-    backing: last("B", "b"),
-    backingFormat: last("F"),
-    snapshot: last("l"),
-    sparseBytes: sparse === undefined ? SPARSE_DEFAULT_BYTES : numberOption("buffer size for sparse output", sparse),
-    noCreate: has("n"),
-    targetIsZero: has("target-is-zero"),
-    bitmaps: has("bitmaps"),
-    skipBrokenBitmaps: has("skip-broken-bitmaps"),
-    salvage: has("salvage"),
+    sourceFormat,
+    imageOpts,
+    targetFormat: given.last("O") ?? "raw",
+    createOptions: given.has("o") ? given.all("o").join(",") : null,
+    compress: given.has("c"),
+    backing: given.last("B", "b"),
+    backingFormat: given.last("F"),
+    snapshot: given.last("l"),
+    sparseBytes: given.number("S") ?? SPARSE_DEFAULT_BYTES,
+    noCreate: given.has("n"),
+    targetIsZero: given.has("target-is-zero"),
+    bitmaps: given.has("bitmaps"),
+    skipBrokenBitmaps: given.has("skip-broken-bitmaps"),
+    salvage: given.has("salvage"),
     // As in QEMU, 0 is no limit.
-    bytesPerSecond: rate === undefined ? undefined : numberOption("rate limit", rate) || undefined,
-    sourceCache: last("T") ?? "writeback",
-    targetCache: last("t") ?? "unsafe",
-    share: has("U"),
-    progress: has("p"),
-    quiet: has("q"),
+    bytesPerSecond: given.number("r") || undefined,
+    sourceCache: given.last("T") ?? "writeback",
+    targetCache: given.last("t") ?? "unsafe",
+    share,
+    quiet: given.has("q"),
   };
 }
 
-function checkValue(name: string, value: string): void {
-  switch (name) {
-    case "o":
-      if (!isOptionList(value)) throw new ImageCommandError(`Invalid option list: ${value}`);
-      return;
-    case "S": {
-      const bytes = numberOption("buffer size for sparse output", value);
-      if (bytes % SECTOR_BYTES === 0 && bytes <= SPARSE_MAX_BYTES) return;
-      throw new ImageCommandError(
-        "Invalid buffer size for sparse output specified. Valid sizes are multiples of " +
-          `${SECTOR_BYTES} up to ${SPARSE_MAX_BYTES}. Select 0 to disable sparse detection (fully allocates output).`,
-      );
-    }
-    case "r":
-      numberOption("rate limit", value);
-      return;
-    case "m": {
-      const number = /^\s*[+]?(0x[0-9a-f]+|\d+)$/i.test(value) ? Number(value) : 0;
-      if (number >= 1 && number <= PARALLEL_MAX) return;
-      throw new ImageCommandError(
-        `Invalid number of coroutines. Allowed number of coroutines is between 1 and ${PARALLEL_MAX}`,
-      );
-    }
-  }
+function checkSparse(value: string): void {
+  const bytes = parseSize(value);
+  if (typeof bytes === "number" && bytes % SECTOR_BYTES === 0 && bytes <= SPARSE_MAX_BYTES) return;
+  throw new ImageCommandError(
+    "Invalid buffer size for sparse output specified. Valid sizes are multiples of " +
+      `${SECTOR_BYTES} up to ${SPARSE_MAX_BYTES}. Select 0 to disable sparse detection (fully allocates output).`,
+  );
+}
+
+function checkParallel(value: string): void {
+  const number = /^\s*[+]?(0x[0-9a-f]+|\d+)$/i.test(value) ? Number(value) : 0;
+  if (number >= 1 && number <= PARALLEL_MAX) return;
+  throw new ImageCommandError(
+    `Invalid number of coroutines. Allowed number of coroutines is between 1 and ${PARALLEL_MAX}`,
+  );
 }
 
 /** Options that exclude each other, in the order in which qemu-img looks. */
-function checkTogether(has: (...names: string[]) => boolean): void {
+function checkTogether(given: ImageArguments): void {
   const broken: readonly (readonly [boolean, string])[] = [
-    [has("skip-broken-bitmaps") && !has("bitmaps"), "Use of --skip-broken-bitmaps requires --bitmaps"],
-    [has("c") && has("C"), "Cannot enable copy offloading when -c is used"],
-    [has("S") && has("C"), "Cannot enable copy offloading when -S is used"],
-    [has("C") && has("salvage"), "Cannot use copy offloading in salvaging mode"],
-    [has("target-image-opts") && !has("n"), "--target-image-opts requires use of -n flag"],
-    [has("n") && has("o"), "-o has no effect when skipping image creation"],
-    [has("target-is-zero") && !has("n"), "--target-is-zero requires use of -n flag"],
+    [given.has("skip-broken-bitmaps") && !given.has("bitmaps"), "Use of --skip-broken-bitmaps requires --bitmaps"],
+    [given.has("c") && given.has("C"), "Cannot enable copy offloading when -c is used"],
+    [given.has("S") && given.has("C"), "Cannot enable copy offloading when -S is used"],
+    [given.has("C") && given.has("salvage"), "Cannot use copy offloading in salvaging mode"],
+    [given.has("target-image-opts") && !given.has("n"), "--target-image-opts requires use of -n flag"],
+    [given.has("n") && given.has("o"), "-o has no effect when skipping image creation"],
+    [given.has("target-is-zero") && !given.has("n"), "--target-is-zero requires use of -n flag"],
   ];
   const first = broken.find(([is]) => is);
   if (first !== undefined) throw new ImageCommandError(first[1]);
 }
 
 /** What qemu-img has and vblk has not. */
-function refuse(has: (...names: string[]) => boolean): void {
-  if (has("target-image-opts")) {
+function refuse(given: ImageArguments): void {
+  if (given.has("target-image-opts")) {
     throw new ImageCommandError("--target-image-opts: the target is a file name", {
       hint: "-O says its format; --image-opts is for the sources",
     });
   }
-  if (has("object")) {
-    throw new ImageCommandError("--object: vblk has no objects: no secrets, and no encrypted images", {
-      hint: "leave it out where no image is encrypted; otherwise use qemu-img",
-    });
+  if (given.has(OBJECT.name)) {
+    refuseObject("leave it out where no image is encrypted; otherwise use qemu-img");
   }
 }

@@ -12,15 +12,23 @@ import {
   type CreateValues,
   filePath,
   formatCreateOptions,
-  isOptionList,
   readCreateOptions,
 } from "../image/create_options.ts";
 import type { Image } from "../image/image.ts";
-import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
+import {
+  FORMAT,
+  type ImageArguments,
+  imageCommand,
+  NO_OBJECTS_HINT,
+  OBJECT,
+  QUIET,
+  refuseObject,
+} from "./image_command.ts";
 import type { Subcommand } from "./main.ts";
-import { ending, imageArguments, ImageCommandError, numberOption, usage } from "./qemu_img.ts";
+import { addBacking, createFormat, OPTIONS } from "./new_image.ts";
+import { ImageCommandError, numberOption, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk create [-q] [-f FORMAT] [-b BACKING -F FORMAT] [-u] [-o OPTIONS] FILE [SIZE]",
@@ -40,125 +48,62 @@ const HELP = [
   "         vblk create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "format", value: "required", letter: "f" },
-  { name: "options", value: "required", letter: "o" },
-  { name: "backing", value: "required", letter: "b" },
-  { name: "backing-format", value: "required", letter: "F" },
-  { name: "backing-unsafe", value: "none", letter: "u" },
-  { name: "quiet", value: "none", letter: "q" },
-  { name: "object", value: "required" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => create(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "create",
+  help: HELP,
+  options: [
+    FORMAT,
+    OPTIONS,
+    { name: "backing", value: "required", letter: "b" },
+    { name: "backing-format", value: "required", letter: "F" },
+    { name: "backing-unsafe", value: "none", letter: "u" },
+    QUIET,
+    { ...OBJECT, check: () => refuseObject(NO_OBJECTS_HINT) },
+  ],
+  run,
+});
 
-interface Wishes {
-  format: string;
-  backing: string | undefined;
-  backingFormat: string | undefined;
-  options: string[];
-  unsafe: boolean;
-  quiet: boolean;
-}
-
-async function create(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("create", args, "qf:b:F:uo:", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const wishes: Wishes = {
-    format: "raw",
-    backing: undefined,
-    backingFormat: undefined,
-    options: [],
-    unsafe: false,
-    quiet: false,
-  };
-  for (const { name, value } of given.options) readOption(wishes, name, value ?? "");
+async function run(given: ImageArguments, output: Output): Promise<number> {
+  const format = given.last("f") ?? "raw";
   const [file, size, unexpected] = given.operands;
-  const options = wishes.options.join(",");
+  const options = given.all("o").join(",");
   if (asksForHelp(options)) {
-    output.out(createOptionsHelp(checkedFormat(wishes.format), file !== undefined));
+    output.out(createOptionsHelp(createFormat(format), file !== undefined));
     return 0;
   }
   if (file === undefined) throw usage("create", "Expecting image file name");
   const sizeBytes = size === undefined ? undefined : numberOption("image size", size);
   if (unexpected !== undefined) throw usage("create", `Unexpected argument: ${unexpected}`);
   try {
-    await createAs(file, checkedFormat(wishes.format, file), wishes, options, sizeBytes, output);
+    await createAs(file, createFormat(format, file), given, sizeBytes, output);
   } catch (error) {
     throw named(file, error);
   }
   return 0;
 }
 
-function readOption(wishes: Wishes, name: string, value: string): void {
-  switch (name) {
-    case "f":
-      wishes.format = value;
-      break;
-    case "b":
-      wishes.backing = value;
-      break;
-    case "F":
-      wishes.backingFormat = value;
-      break;
-    case "o":
-      if (!isOptionList(value)) throw new ImageCommandError(`Invalid option list: ${value}`);
-      wishes.options.push(value);
-      break;
-    case "u":
-      wishes.unsafe = true;
-      break;
-    case "q":
-      wishes.quiet = true;
-      break;
-    case "object":
-      throw new ImageCommandError("--object: vblk has no objects: no secrets, and no encrypted images", {
-        hint: "leave it out where the image is not encrypted; otherwise use qemu-img",
-      });
-  }
-}
-
-function checkedFormat(format: string, file?: string): CreateFormat {
-  if (format === "raw" || format === "qcow2") return format;
-  throw new ImageCommandError(`${file === undefined ? "" : `${file}: `}Unknown file format '${format}'`, {
-    hint: "vblk makes raw and qcow2 images; qemu-img makes others",
-  });
-}
-
 async function createAs(
   file: string,
   format: CreateFormat,
-  wishes: Wishes,
-  options: string,
+  given: ImageArguments,
   sizeBytes: number | undefined,
   output: Output,
 ): Promise<void> {
   const path = filePath(file);
-  const values = readCreateOptions(format, options);
-  addWishes(values, format, wishes, sizeBytes);
+  const values = readCreateOptions(format, given.all("o").join(","));
+  addBacking(values, format, { backing: given.last("b"), backingFormat: given.last("F") });
+  addSize(values, sizeBytes);
   checkBackingName(file, values);
-  await useBacking(path, values, wishes.unsafe);
+  await useBacking(path, values, given.has("u"));
   if (!values.has("size")) throw new CreateOptionsError("Image creation needs a size parameter");
-  if (!wishes.quiet) output.out([`Formatting '${file}', ${formatCreateOptions(format, values)}`]);
+  if (!given.has("q")) output.out([`Formatting '${file}', ${formatCreateOptions(format, values)}`]);
   const { createImageFile } = await import("./create_file.ts");
   await createImageFile(file, format, values);
 }
 
-/** What has a letter of its own wins over the same in `-o`, except the size. */
-function addWishes(values: CreateValues, format: CreateFormat, wishes: Wishes, sizeBytes: number | undefined): void {
-  const { backing, backingFormat } = wishes;
-  if (backing !== undefined) {
-    if (format === "raw") throw new CreateOptionsError("Backing file not supported for file format 'raw'");
-    values.set("backing_file", backing);
-  }
-  if (backingFormat !== undefined) {
-    if (format === "raw") throw new CreateOptionsError("Backing file format not supported for file format 'raw'");
-    values.set("backing_fmt", backingFormat);
-  }
+/** Unlike what else has a place of its own, the size does not win over the one in `-o`. */
+function addSize(values: CreateValues, sizeBytes: number | undefined): void {
   if (sizeBytes === undefined) return;
   if (values.has("size")) throw new CreateOptionsError("The image size must be specified only once");
   values.set("size", sizeBytes);

@@ -7,15 +7,15 @@
  * @module
  */
 
-import { CreateOptionsError } from "../image/create_options.ts";
 import { type Image, SECTOR_BYTES } from "../image/image.ts";
 import { SegmentList } from "../memory/segment_list.ts";
-import type { LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
+import { FORCE_SHARE, FORMAT, IMAGE_OPTS, type ImageArguments, imageCommand } from "./image_command.ts";
 import type { Subcommand } from "./main.ts";
+import { createTarget } from "./new_image.ts";
 import { Progress } from "./progress.ts";
-import { ending, imageArguments, ImageCommandError, numberOption, openForCommand } from "./qemu_img.ts";
+import { ImageCommandError, numberOption, openForCommand } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk dd [-f FORMAT] [-O FORMAT] [-U] [bs=SIZE] [count=BLOCKS] [skip=BLOCKS] if=SOURCE of=TARGET",
@@ -34,15 +34,18 @@ const HELP = [
   "Example: vblk dd -O qcow2 bs=1M count=16 if=disk.raw of=start.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "format", value: "required", letter: "f" },
-  { name: "image-opts", value: "none" },
-  { name: "output-format", value: "required", letter: "O" },
-  { name: "force-share", value: "none", letter: "U" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "dd",
+  help: HELP,
+  options: [
+    FORMAT,
+    IMAGE_OPTS,
+    { name: "output-format", value: "required", letter: "O" },
+    FORCE_SHARE,
+  ],
+  run,
+});
 
 interface DdOperands {
   source?: string;
@@ -52,24 +55,16 @@ interface DdOperands {
   skip: number;
 }
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("dd", args, "f:O:U", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const last = (name: string) => given.options.findLast((option) => option.name === name)?.value ?? undefined;
+async function run(given: ImageArguments, output: Output): Promise<number> {
   const operands: DdOperands = { blockBytes: 512, skip: 0 };
   for (const operand of given.operands) readOperand(operands, operand);
   const { source: name, target } = operands;
   if (name === undefined || target === undefined) {
     throw new ImageCommandError("Must specify both input and output files");
   }
-  const has = (option: string) => given.options.some(({ name }) => name === option);
-  const open = { format: last("f"), share: has("U"), imageOpts: has("image-opts"), readOnly: true };
-  const source = await openForCommand(name, open);
+  const source = await openForCommand(name, { ...given.opening, readOnly: true });
   try {
-    await copyBlocks(source, target, last("O") ?? "raw", operands, output);
+    await copyBlocks(source, target, given.last("O") ?? "raw", operands, output);
   } finally {
     await source.close();
   }
@@ -113,7 +108,7 @@ async function copyBlocks(
   }
   const end = Math.min(source.sizeBytes, count * blockBytes);
   const start = skip * blockBytes;
-  await create(name, format, Math.max(0, end - start));
+  await createTarget(name, format, new Map([["size", Math.max(0, end - start)]]), "creating output image");
   const target = await openForCommand(name, { format });
   try {
     if (start > end) output.err([`vblk: ${source.name}: cannot skip to specified offset`]);
@@ -121,17 +116,6 @@ async function copyBlocks(
     await target.flush();
   } finally {
     await target.close();
-  }
-}
-
-async function create(name: string, format: "raw" | "qcow2", sizeBytes: number): Promise<void> {
-  const { createImageFile } = await import("./create_file.ts");
-  try {
-    await createImageFile(name, format, new Map([["size", sizeBytes]]));
-  } catch (error) {
-    if (!(error instanceof CreateOptionsError) && !(error instanceof BlockError)) throw error;
-    const { message, hint } = error;
-    throw new ImageCommandError(`${name}: error while creating output image: ${message}`, { hint, cause: error });
   }
 }
 

@@ -21,7 +21,12 @@ interface Row {
 
 const ROWS: readonly Row[] = [
   // As in QEMU.
-  { name: "num-queues", kind: "number", field: "queues", description: "number of queues, 1 to 1024" },
+  {
+    name: "num-queues",
+    kind: "number",
+    field: "queues",
+    description: "number of queues, 1 to 1024; served: 256 at most",
+  },
   { name: "queue-size", kind: "number", field: "queueSize", description: "descriptors of each queue, a power of two" },
   { name: "packed", kind: "switch", field: "packed", description: "offer packed rings" },
   { name: "in_order", kind: "switch", field: "inOrder", description: "use buffers in the order they came" },

@@ -8,9 +8,8 @@
 import { BlockError } from "../storage/block_error.ts";
 import type { Output } from "../script/session.ts";
 
-/** The arguments make no sense. */
-export class UsageError extends Error {
-  override readonly name = "UsageError";
+/** A failure with, perhaps, a hint at what to do about it. */
+abstract class HintedError extends Error {
   readonly hint: string | undefined;
 
   constructor(message: string, hint?: string) {
@@ -19,15 +18,14 @@ export class UsageError extends Error {
   }
 }
 
-/** Something else went wrong that the user can do something about. */
-export class CommandFailure extends Error {
-  override readonly name = "CommandFailure";
-  readonly hint: string | undefined;
+/** The arguments make no sense. */
+export class UsageError extends HintedError {
+  override readonly name = "UsageError";
+}
 
-  constructor(message: string, hint?: string) {
-    super(message);
-    this.hint = hint;
-  }
+/** Something else went wrong that the user can do something about. */
+export class CommandFailure extends HintedError {
+  override readonly name = "CommandFailure";
 }
 
 /** Prints a failure; returns the exit code: 2 for a usage error, 1 for any other. Bugs are thrown on. */

@@ -7,10 +7,11 @@
 import type { Image } from "../image/image.ts";
 import { openImageOptions, type OpenOptions, probeWarning } from "../image/open.ts";
 import type { Qcow2Image } from "../image/qcow2/qcow2_image.ts";
+import { CACHE_MODES } from "../script/open_settings.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
-import { type ImageArguments, NO_OBJECTS_HINT, OBJECT, refuseObject } from "./image_command.ts";
-import { ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
+import { type ImageArguments, type ImageOption, NO_OBJECTS_HINT, OBJECT, refuseObject } from "./image_command.ts";
+import { checkCache, ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
 
 /** How the user names the image. */
 export interface ImageName {
@@ -56,6 +57,16 @@ export function openWishes(command: string, given: ImageArguments): { format?: s
   const { format, imageOpts } = given.opening;
   if (imageOpts && format !== undefined) throw usage(command, "--image-opts and --format are mutually exclusive");
   return { format, imageOpts };
+}
+
+/** The cache mode of the image. */
+export const CACHE: ImageOption = { name: "cache", value: "required", letter: "t" };
+
+/** Whether the cache mode has nothing flushed, which is the only difference that one makes; refuses those unknown. */
+export function flushesNothing(given: ImageArguments): boolean {
+  const cache = given.last("t") ?? "writeback";
+  checkCache(cache, "cache");
+  return CACHE_MODES[cache].noFlush;
 }
 
 /** The image if it is a qcow2 one, by its methods: not all who ask have its module loaded. */

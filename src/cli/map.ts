@@ -7,14 +7,7 @@
 import { type ChainExtent, mapChain } from "../image/map_chain.ts";
 import type { Output } from "../script/session.ts";
 import { fullMap } from "./holes.ts";
-import {
-  FORCE_SHARE,
-  FORMAT,
-  IMAGE_OPTS,
-  type ImageArguments,
-  imageCommand,
-  OUTPUT,
-} from "./image_command.ts";
+import { FORCE_SHARE, FORMAT, IMAGE_OPTS, type ImageArguments, imageCommand, OUTPUT } from "./image_command.ts";
 import type { Subcommand } from "./main.ts";
 import { ImageCommandError, openForCommand, usage } from "./qemu_img.ts";
 

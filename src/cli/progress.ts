@@ -5,6 +5,8 @@
  * @module
  */
 
+import type { ImageArguments } from "./image_command.ts";
+
 /** Where the text goes. */
 export interface ProgressStreams {
   /** Standard output. */
@@ -108,3 +110,8 @@ const CONSOLE: ProgressStreams = {
   },
   now: () => performance.now(),
 };
+
+/** How far a command has come, as its `-q` and `-p` want it shown; `step` as in {@linkcode ProgressOptions}. */
+export function progressFor(given: ImageArguments, step: number): Progress {
+  return new Progress({ mode: given.has("q") ? "none" : given.has("p") ? "percent" : "bar", step });
+}

@@ -10,16 +10,23 @@ import { backingOf } from "../image/map_chain.ts";
 import { openImage } from "../image/open.ts";
 import { resolveName } from "../image/qcow2/file_names.ts";
 import { BACKING_NAME_MAX_BYTES } from "../image/qcow2/qcow2_layout.ts";
-import type { Qcow2Image } from "../image/qcow2/qcow2_image.ts";
-import type { LongOption } from "../script/getopt.ts";
-import { CACHE_MODES } from "../script/open_settings.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
 import { depthOf } from "./chain_names.ts";
-import { openToChange, openWishes } from "./image_to_change.ts";
+import {
+  FORCE_SHARE,
+  FORMAT,
+  IMAGE_OPTS,
+  type ImageArguments,
+  imageCommand,
+  OBJECT,
+  PROGRESS,
+  QUIET,
+} from "./image_command.ts";
+import { asQcow2, CACHE, flushesNothing, openToChange, openWishes } from "./image_to_change.ts";
 import type { Subcommand } from "./main.ts";
-import { Progress } from "./progress.ts";
-import { checkCache, ending, imageArguments, ImageCommandError, usage } from "./qemu_img.ts";
+import { type Progress, progressFor } from "./progress.ts";
+import { checkCache, ImageCommandError, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk rebase [-f FORMAT] [-u] -b BACKING [-F FORMAT] [-U] [-p] [-q] IMAGE",
@@ -44,22 +51,26 @@ const HELP = [
   "Example: vblk rebase -b new-base.qcow2 -F qcow2 overlay.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "backing", value: "required", letter: "b" },
-  { name: "backing-format", value: "required", letter: "F" },
-  { name: "backing-unsafe", value: "none", letter: "u" },
-  { name: "format", value: "required", letter: "f" },
-  { name: "image-opts", value: "none" },
-  { name: "force-share", value: "none", letter: "U" },
-  { name: "cache", value: "required", letter: "t" },
-  { name: "backing-cache", value: "required", letter: "T" },
-  { name: "progress", value: "none", letter: "p" },
-  { name: "quiet", value: "none", letter: "q" },
-  { name: "object", value: "required" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "rebase",
+  help: HELP,
+  options: [
+    { name: "backing", value: "required", letter: "b" },
+    { name: "backing-format", value: "required", letter: "F" },
+    { name: "backing-unsafe", value: "none", letter: "u" },
+    FORMAT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    CACHE,
+    { name: "backing-cache", value: "required", letter: "T" },
+    PROGRESS,
+    QUIET,
+    OBJECT,
+  ],
+  letters: "B:",
+  run,
+});
 
 /** The new backing file: `null` where none was named, empty for none. */
 interface NewBacking {
@@ -68,29 +79,20 @@ interface NewBacking {
   readonly share: boolean;
 }
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("rebase", args, "f:b:F:B:ut:T:Upq", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
-  const { options, operands } = given;
-  const has = (letter: string) => options.some(({ name }) => name === letter);
-  const last = (...letters: string[]) => options.findLast(({ name }) => letters.includes(name))?.value ?? undefined;
+async function run(given: ImageArguments, output: Output): Promise<number> {
+  const { operands } = given;
   if (operands.length !== 1) throw usage("rebase", "Expecting one image file name");
-  const isUnsafe = has("u");
-  const to: NewBacking = { name: last("b") ?? null, format: last("F", "B"), share: has("U") };
+  const isUnsafe = given.has("u");
+  const to: NewBacking = { name: given.last("b") ?? null, format: given.last("F", "B"), share: given.has("U") };
   if (!isUnsafe && to.name === null) {
     throw usage("rebase", "Must specify backing file (-b) or use unsafe mode (-u)");
   }
-  const progress = new Progress({ mode: has("q") ? "none" : has("p") ? "percent" : "bar", step: 2 });
+  const progress = progressFor(given, 2);
   progress.set(0);
   try {
-    const cache = last("t") ?? "writeback";
-    checkCache(cache, "cache");
-    checkCache(last("T") ?? "writeback", "source cache");
-    const { imageOpts, format } = openWishes("rebase", options);
-    const { noFlush } = CACHE_MODES[cache];
+    const noFlush = flushesNothing(given);
+    checkCache(given.last("T") ?? "writeback", "source cache");
+    const { imageOpts, format } = openWishes("rebase", given);
     const image = await openToChange(
       { name: operands[0], imageOpts },
       { format, noFlush, noBacking: isUnsafe },
@@ -162,10 +164,6 @@ async function openNew(
       cause: error,
     });
   }
-}
-
-function asQcow2(image: Image): Qcow2Image | null {
-  return image.format === "qcow2" && "exclusive" in image ? image as Qcow2Image : null;
 }
 
 async function changeName(image: Image, { name, format }: NewBacking): Promise<void> {

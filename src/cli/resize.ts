@@ -7,12 +7,20 @@
 import type { Image } from "../image/image.ts";
 import type { Preallocation } from "../image/qcow2/create_options.ts";
 import { parseSize } from "../image/size.ts";
-import type { GivenOption, LongOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
+import {
+  FORMAT,
+  IMAGE_OPTS,
+  type ImageArguments,
+  imageArguments,
+  type ImageOption,
+  OBJECT,
+  QUIET,
+} from "./image_command.ts";
 import { type ImageName, openToChange, openWishes } from "./image_to_change.ts";
 import type { Subcommand } from "./main.ts";
-import { ending, imageArguments, ImageCommandError, usage } from "./qemu_img.ts";
+import { ending, ImageCommandError, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk resize [-f FORMAT] [--shrink] [--preallocation=MODE] [-q] IMAGE [+|-]SIZE",
@@ -33,14 +41,14 @@ const HELP = [
   "Example: vblk resize disk.qcow2 +10G",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "format", value: "required", letter: "f" },
+const OPTIONS: readonly ImageOption[] = [
+  FORMAT,
   { name: "shrink", value: "none" },
   { name: "preallocation", value: "required" },
-  { name: "image-opts", value: "none" },
+  IMAGE_OPTS,
   { name: "control", value: "required" },
-  { name: "quiet", value: "none", letter: "q" },
-  { name: "object", value: "required" },
+  QUIET,
+  OBJECT,
 ];
 
 /** The subcommand. */
@@ -56,45 +64,42 @@ async function run(args: readonly string[], output: Output): Promise<number> {
   // A size with a minus is no option. qemu-img 7.2 takes the last word for the size; newer ones find it anywhere.
   const isLast = !/^-[^0-9]/.test(args.at(-1) ?? "");
   const sizeAt = isLast ? args.length - 1 : args.findLastIndex((arg) => /^-\d/.test(arg));
-  const given = imageArguments("resize", args.filter((_, i) => i !== sizeAt), "f:q", LONGS);
+  const given = imageArguments({ name: "resize", options: OPTIONS }, args.filter((_, i) => i !== sizeAt));
   if (given === null) {
     output.out(HELP);
     return 0;
   }
   if (args.length < 2) throw usage("resize", "Not enough arguments");
-  const { options } = given;
   const operands = sizeAt < 0 ? given.operands : [...given.operands, args[sizeAt]];
-  const has = (letter: string) => options.some(({ name }) => name === letter);
-  if (has("control")) {
-    await runServed(options, operands);
-    if (!has("q")) output.out(["Image resized."]);
+  if (given.has("control")) {
+    await runServed(given, operands);
+    if (!given.has("q")) output.out(["Image resized."]);
     return 0;
   }
-  const mode = preallocationOf(options.findLast(({ name }) => name === "preallocation")?.value ?? "off");
+  const mode = preallocationOf(given.last("preallocation") ?? "off");
   if (operands.length !== 2) throw usage("resize", "Expecting image file name and size");
   const [name, size] = operands;
   const wanted = readSize(size);
-  const { imageOpts, format } = openWishes("resize", options);
+  const { imageOpts, format } = openWishes("resize", given);
   const image = await openImage({ name, imageOpts }, format, output);
   try {
-    await resize(image, wanted, mode, has("shrink"));
+    await resize(image, wanted, mode, given.has("shrink"));
   } finally {
     await image.close();
   }
-  if (!has("q")) output.out(["Image resized."]);
+  if (!given.has("q")) output.out(["Image resized."]);
   return 0;
 }
 
 /** What `--control` can be given with: the rest belongs to an image that is opened here. */
 const SERVED_OPTIONS = ["control", "shrink", "q"];
 
-async function runServed(options: readonly GivenOption[], operands: readonly string[]): Promise<void> {
-  const other = options.find(({ name }) => !SERVED_OPTIONS.includes(name));
+async function runServed(given: ImageArguments, operands: readonly string[]): Promise<void> {
+  const other = given.options.find(({ name }) => !SERVED_OPTIONS.includes(name));
   if (other !== undefined) throw usage("resize", "--control goes with --shrink and -q only");
   if (operands.length !== 1) throw usage("resize", "Expecting a size, and no image: --control says which");
   const { resizeServed } = await import("./resize_served.ts");
-  const path = options.findLast(({ name }) => name === "control")!.value!;
-  resizeServed(path, readSize(operands[0]), options.some(({ name }) => name === "shrink"));
+  resizeServed(given.last("control")!, readSize(operands[0]), given.has("shrink"));
 }
 
 function preallocationOf(text: string): Preallocation {

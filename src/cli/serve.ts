@@ -6,13 +6,14 @@
 
 import { libcProblem } from "../host/libc.ts";
 import { ioUringProblem } from "../host/io_uring.ts";
-import { BLK_DEFAULTS, type BlkOptions } from "../blk/options.ts";
+import { BLK_DEFAULTS, type BlkOptions, blkOptions } from "../blk/options.ts";
 import type { Output } from "../script/session.ts";
 import { Control, WISH } from "../serve/control.ts";
 import { Figures } from "../serve/figures.ts";
 import { threadsReport } from "../serve/statistics.ts";
 import type { ThreadNews, ThreadStart } from "../serve/thread_start.ts";
 import { sharedTrace } from "../serve/trace_output.ts";
+import { VRING_INDEX_MASK } from "../transport/vhost_user/vhost_user_layout.ts";
 import { CommandFailure, UsageError } from "./failure.ts";
 import type { Subcommand } from "./main.ts";
 import { SERVE_HELP } from "./serve_help.ts";
@@ -22,6 +23,9 @@ import { ServeThreads } from "./serve_threads.ts";
 
 /** The subcommand. */
 export const subcommand: Subcommand = { help: SERVE_HELP, run };
+
+/** "Bits (0-7) of the payload contain the vring index": SET_VRING_KICK and its like name no more. */
+const MOST_QUEUES = VRING_INDEX_MASK + 1;
 
 /** What the thread does not answer in this time is shown as it was. */
 const FRESH_WITHIN_MS = 500;
@@ -86,8 +90,23 @@ async function threadStart(options: ServeOptions, service: Service): Promise<Thr
 
 async function deviceOptions(devices: readonly string[]): Promise<Partial<BlkOptions>> {
   if (devices.length === 0) return {};
-  const { parseDevice } = await import("./device_options.ts");
-  return Object.assign({}, ...devices.map(parseDevice));
+  const { inPropertyNames, parseDevice } = await import("./device_options.ts");
+  const options: Partial<BlkOptions> = Object.assign({}, ...devices.map(parseDevice));
+  try {
+    // Before anything is opened.
+    blkOptions(options);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new UsageError(inPropertyNames(error.message), "'--device help' lists the properties");
+  }
+  const { queues } = options;
+  if (queues !== undefined && queues > MOST_QUEUES) {
+    throw new UsageError(
+      `--device: num-queues=${queues}: vhost-user has 8 bits for the number of a queue`,
+      `${MOST_QUEUES} queues are the most that can be served`,
+    );
+  }
+  return options;
 }
 
 /** Asks the environment only when it is needed: it takes a permission. */

@@ -28,6 +28,9 @@ export function servedLines(report: ServedReport, seconds: number, earlier?: Ear
     `rings: ${report.buffers} buffers in ${batches} batches (${report.meanBatch.toFixed(1)} each), ${kicks} kicks, ` +
     `${calls} calls sent, ${callsSuppressed} suppressed; ${inFlight} in flight`,
   ];
+  if (report.replayed > 0) {
+    lines.push(`replayed: ${report.replayed} requests that were in flight as the process before this one ended`);
+  }
   if (report.threads !== undefined) {
     lines.push(`threads: ${report.threads.map(({ buffers }) => buffers).join(" and ")} buffers`);
   }

@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { QueueThreadStart, ThreadNews, ThreadStart } from "../serve/thread_start.ts";
+import type { QueueThreadStart, ThreadFailure, ThreadNews, ThreadStart } from "../serve/thread_start.ts";
 import { CommandFailure } from "./failure.ts";
 
 /** So long the first thread has to let go and to flush after another one has failed, which may owe it an answer. */
@@ -38,20 +38,23 @@ export class ServeThreads {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #settle!: () => void;
 
-  /** Loads them; nothing is opened before `run`. */
-  constructor(start: ThreadStart, events: ThreadEvents) {
+  /**
+   * Loads them; nothing is opened before `run`.
+   *
+   * @param load loads one
+   */
+  constructor(start: ThreadStart, events: ThreadEvents, load: () => Worker = loadThread) {
     this.#start = start;
     this.#events = events;
     this.#starting = start.otherFigures.length;
-    const url = new URL("../serve/io_thread.ts", import.meta.url);
-    this.#workers = Array.from({ length: 1 + this.#starting }, () => new Worker(url, { type: "module" }));
+    this.#workers = Array.from({ length: 1 + this.#starting }, load);
     this.#running = new Set(this.#workers);
   }
 
   /**
    * Runs them until all have ended.
    *
-   * @throws CommandFailure with what the first one to fail said
+   * @throws CommandFailure with what the first one to fail said; Error with its stack for a bug
    */
   async run(): Promise<void> {
     const ended = new Promise<void>((resolve) => this.#settle = resolve);
@@ -81,7 +84,7 @@ export class ServeThreads {
         return this.#events.message(news);
       case "ended": {
         const { error } = news;
-        return this.#ended(worker, error === undefined ? null : new CommandFailure(error.message, error.hint));
+        return this.#ended(worker, error === undefined ? null : failureOf(error));
       }
     }
   }
@@ -134,4 +137,13 @@ export class ServeThreads {
     this.#failure ??= error;
     this.#events.stop();
   }
+}
+
+function loadThread(): Worker {
+  return new Worker(new URL("../serve/io_thread.ts", import.meta.url), { type: "module" });
+}
+
+/** What the user is shown: of a bug of ours where it is. */
+function failureOf({ message, hint, stack }: ThreadFailure): Error {
+  return stack === undefined ? new CommandFailure(message, hint) : Object.assign(new Error(message), { stack });
 }

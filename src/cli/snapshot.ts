@@ -5,14 +5,14 @@
  */
 
 import type { Image } from "../image/image.ts";
-import type { Qcow2Image } from "../image/qcow2/qcow2_image.ts";
 import type { Snapshot } from "../image/qcow2/snapshot_table.ts";
-import type { GivenOption, LongOption } from "../script/getopt.ts";
+import type { GivenOption } from "../script/getopt.ts";
 import type { Output } from "../script/session.ts";
 import { BlockError } from "../storage/block_error.ts";
-import { openToChange, openWishes } from "./image_to_change.ts";
+import { FORCE_SHARE, FORMAT, IMAGE_OPTS, type ImageArguments, imageCommand, OBJECT, QUIET } from "./image_command.ts";
+import { asQcow2, openToChange, openWishes } from "./image_to_change.ts";
 import type { Subcommand } from "./main.ts";
-import { ending, imageArguments, ImageCommandError, usage } from "./qemu_img.ts";
+import { ImageCommandError, usage } from "./qemu_img.ts";
 
 const HELP = [
   "Usage: vblk snapshot [-l | -c NAME | -a NAME | -d NAME] [-f FORMAT] [-U] [-q] IMAGE",
@@ -32,33 +32,31 @@ const HELP = [
   "Example: vblk snapshot -c before-upgrade disk.qcow2",
 ];
 
-const LONGS: readonly LongOption[] = [
-  { name: "list", value: "none", letter: "l" },
-  { name: "create", value: "required", letter: "c" },
-  { name: "apply", value: "required", letter: "a" },
-  { name: "delete", value: "required", letter: "d" },
-  { name: "format", value: "required", letter: "f" },
-  { name: "image-opts", value: "none" },
-  { name: "force-share", value: "none", letter: "U" },
-  { name: "quiet", value: "none", letter: "q" },
-  { name: "object", value: "required" },
-];
-
 /** The subcommand. */
-export const subcommand: Subcommand = { help: HELP, run: (args, output) => ending(output, () => run(args, output)) };
+export const subcommand: Subcommand = imageCommand({
+  name: "snapshot",
+  help: HELP,
+  options: [
+    { name: "list", value: "none", letter: "l" },
+    { name: "create", value: "required", letter: "c" },
+    { name: "apply", value: "required", letter: "a" },
+    { name: "delete", value: "required", letter: "d" },
+    FORMAT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    QUIET,
+    OBJECT,
+  ],
+  run,
+});
 
-async function run(args: readonly string[], output: Output): Promise<number> {
-  const given = imageArguments("snapshot", args, "la:c:d:f:Uq", LONGS);
-  if (given === null) {
-    output.out(HELP);
-    return 0;
-  }
+async function run(given: ImageArguments, output: Output): Promise<number> {
   const { options, operands } = given;
   const action = actionOf(options);
   if (operands.length !== 1) throw usage("snapshot", "Expecting one image file name");
   const [name] = operands;
-  const { imageOpts, format } = openWishes("snapshot", options);
-  const share = options.some((option) => option.name === "U");
+  const { imageOpts, format } = openWishes("snapshot", given);
+  const share = given.has("U");
   const readOnly = action.name === "l";
   if (share && !readOnly) {
     throw new ImageCommandError(`Could not open '${name}': force-share=on can only be used with read-only images`);
@@ -98,10 +96,6 @@ async function snapshotsOf(image: Image): Promise<readonly Snapshot[]> {
   if (qcow2 === null) return [];
   const { readSnapshots } = await import("../image/qcow2/snapshot_table.ts");
   return await readSnapshots(qcow2.storage, qcow2.header);
-}
-
-function asQcow2(image: Image): Qcow2Image | null {
-  return image.format === "qcow2" && "createSnapshot" in image ? image as Qcow2Image : null;
 }
 
 async function create(image: Image, name: string): Promise<void> {

@@ -10,26 +10,12 @@ import {
   CONFIG_FIELDS,
   configField,
   type ConfigFieldName,
-  HEADER_SIZE,
-  VIRTIO_BLK_F_BLK_SIZE,
-  VIRTIO_BLK_F_CONFIG_WCE,
-  VIRTIO_BLK_F_DISCARD,
-  VIRTIO_BLK_F_FLUSH,
-  VIRTIO_BLK_F_GEOMETRY,
-  VIRTIO_BLK_F_LIFETIME,
   VIRTIO_BLK_F_MQ,
-  VIRTIO_BLK_F_RO,
-  VIRTIO_BLK_F_SECURE_ERASE,
-  VIRTIO_BLK_F_SEG_MAX,
-  VIRTIO_BLK_F_SIZE_MAX,
-  VIRTIO_BLK_F_TOPOLOGY,
-  VIRTIO_BLK_F_WRITE_ZEROES,
   VIRTIO_ID_BLOCK,
 } from "../blk/blk_layout.ts";
 import type { TraceSink } from "../trace/events.ts";
 import { type RegisterWindow, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING } from "../transport/mmio/mmio_layout.ts";
 import {
-  featureSet,
   hasFeature,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
@@ -37,39 +23,16 @@ import {
   VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_RING_RESET,
-  VIRTIO_F_VERSION_1,
 } from "../virtio/features.ts";
 import { VIRTIO_CONFIG_S_NEEDS_RESET } from "../virtio/status_layout.ts";
 import type { GuestAllocator } from "./allocator.ts";
 import type { DriverQueue } from "./driver_queue.ts";
+import { UNDERSTOOD } from "./driver_features.ts";
 import { MmioProbe, ProbeError } from "./mmio_probe.ts";
 import { PackedDriverQueue } from "./packed_driver_queue.ts";
-import { IDLE, LOST, NO_STATUS, RequestSlot } from "./request_slot.ts";
+import { IDLE, LOST, type RequestSlot } from "./request_slot.ts";
+import { RequestSlots } from "./request_slots.ts";
 import { SplitDriverQueue } from "./split_driver_queue.ts";
-
-/** The features that this driver knows how to use. */
-const UNDERSTOOD = featureSet(
-  VIRTIO_F_VERSION_1,
-  VIRTIO_F_INDIRECT_DESC,
-  VIRTIO_F_EVENT_IDX,
-  VIRTIO_F_RING_PACKED,
-  VIRTIO_F_IN_ORDER,
-  VIRTIO_F_NOTIFICATION_DATA,
-  VIRTIO_F_RING_RESET,
-  VIRTIO_BLK_F_SIZE_MAX,
-  VIRTIO_BLK_F_SEG_MAX,
-  VIRTIO_BLK_F_GEOMETRY,
-  VIRTIO_BLK_F_RO,
-  VIRTIO_BLK_F_BLK_SIZE,
-  VIRTIO_BLK_F_FLUSH,
-  VIRTIO_BLK_F_TOPOLOGY,
-  VIRTIO_BLK_F_CONFIG_WCE,
-  VIRTIO_BLK_F_MQ,
-  VIRTIO_BLK_F_DISCARD,
-  VIRTIO_BLK_F_WRITE_ZEROES,
-  VIRTIO_BLK_F_LIFETIME,
-  VIRTIO_BLK_F_SECURE_ERASE,
-);
 
 /** Choices of the driver. */
 export interface BlockDriverOptions {
@@ -99,8 +62,7 @@ export class BlockDriver {
   onComplete: ((slot: RequestSlot) => void) | null = null;
 
   readonly #options: BlockDriverOptions;
-  readonly #slots: RequestSlot[] = [];
-  readonly #free: RequestSlot[] = [];
+  readonly #slots: RequestSlots;
   #queues: DriverQueue[] = [];
   /** By queue: requests that wait for free descriptors. */
   #waiting: RequestSlot[][] = [];
@@ -115,6 +77,7 @@ export class BlockDriver {
   constructor(window: RegisterWindow, allocator: GuestAllocator, options: BlockDriverOptions = {}) {
     this.registers = new MmioProbe(window);
     this.allocator = allocator;
+    this.#slots = new RequestSlots(allocator);
     this.#options = options;
   }
 
@@ -202,7 +165,7 @@ export class BlockDriver {
     await this.registers.resetQueue(index);
     // Meanwhile the whole device may have been reset, and the queue with it.
     if (this.#live !== live) return;
-    for (const slot of this.#slots) if (slot.queue === index) this.#lose(slot);
+    for (const slot of this.#slots.all) if (slot.queue === index) this.#lose(slot);
     this.#waiting[index] = [];
     this.#queues[index].release();
     this.#addQueue(index, size);
@@ -211,32 +174,17 @@ export class BlockDriver {
 
   /** A free request slot with an empty element list. */
   take(): RequestSlot {
-    const slot = this.#free.pop() ?? this.#newSlot();
-    slot.count = 0;
-    slot.writableBytes = 0;
-    slot.type = -1;
-    slot.raw = null;
-    slot.queue = 0;
-    return slot;
+    return this.#slots.take();
   }
 
   /** Begins a request in `slot`: writes the header and makes it the first element. */
   begin(slot: RequestSlot, type: number, sector: number): void {
-    const { view, guestAddress } = this.allocator.ram;
-    const at = slot.headerAddress - guestAddress;
-    slot.type = type;
-    view.setUint32(at, type, true);
-    view.setUint32(at + 4, 0, true);
-    view.setUint32(at + 8, sector >>> 0, true);
-    view.setUint32(at + 12, Math.floor(sector / 0x1_0000_0000), true);
-    slot.addElement(slot.headerAddress, HEADER_SIZE, false);
+    this.#slots.begin(slot, type, sector);
   }
 
   /** Ends a request in `slot`: makes the status byte the last element. */
   end(slot: RequestSlot): void {
-    // A value that no device sends, so that a status that was never written shows.
-    this.allocator.ram.bytes[slot.statusAddress - this.allocator.ram.guestAddress] = 0xff;
-    slot.addElement(slot.statusAddress, 1, true);
+    this.#slots.end(slot);
   }
 
   /**
@@ -252,7 +200,7 @@ export class BlockDriver {
       this.#checkFits(slot);
       if (this.#waiting[queue].length > 0 || !this.#place(slot)) this.#waiting[queue].push(slot);
     } catch (error) {
-      this.#free.push(slot);
+      this.#slots.giveBack(slot);
       throw error;
     }
     slot.done = done;
@@ -302,7 +250,7 @@ export class BlockDriver {
       do {
         queue.disableInterrupts();
         for (let token = queue.take(); token >= 0; token = queue.take()) {
-          const slot = this.#slots[token];
+          const slot = this.#slots.all[token];
           slot.usedLength = queue.usedLength;
           this.#complete(slot);
         }
@@ -344,12 +292,6 @@ export class BlockDriver {
     this.#waiting[index] = [];
   }
 
-  #newSlot(): RequestSlot {
-    const slot = new RequestSlot(this.#slots.length, this.allocator.allocate(HEADER_SIZE + 1));
-    this.#slots.push(slot);
-    return slot;
-  }
-
   #place(slot: RequestSlot): boolean {
     const queue = this.#queues[slot.queue];
     if (slot.raw !== null) return queue.addRaw(slot.raw.descriptors, slot.raw.indirect, slot.index);
@@ -383,12 +325,8 @@ export class BlockDriver {
   }
 
   #complete(slot: RequestSlot): void {
-    // §2.7.8.3: nothing is known of bytes beyond the used length, the status byte included.
-    const { ram } = this.allocator;
-    const known = slot.usedLength >= slot.writableBytes;
-    const status = ram.bytes[slot.statusAddress - ram.guestAddress];
     // Where a chain made by hand has its status byte, only who made it knows.
-    if (slot.raw === null) slot.status = known && status !== 0xff ? status : NO_STATUS;
+    if (slot.raw === null) slot.status = this.#slots.statusOf(slot);
     this.#release(slot);
   }
 
@@ -398,7 +336,7 @@ export class BlockDriver {
     const { done } = slot;
     slot.done = IDLE;
     done(slot);
-    this.#free.push(slot);
+    this.#slots.giveBack(slot);
   }
 
   #configChanged(): void {
@@ -411,7 +349,7 @@ export class BlockDriver {
   }
 
   #loseAll(): void {
-    for (const slot of this.#slots) this.#lose(slot);
+    for (const slot of this.#slots.all) this.#lose(slot);
     this.#waiting = this.#waiting.map(() => []);
   }
 

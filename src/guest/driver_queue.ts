@@ -173,6 +173,22 @@ export abstract class DriverQueue {
     this.#tableCapacity.length = 0;
   }
 
+  /**
+   * Memory for the three parts, zeroed: that is an empty ring of either layout (§2.7.10.1, §2.8.13).
+   *
+   * @param sizes of the parts, in bytes; and what their addresses are multiples of
+   */
+  protected allocateAreas(
+    sizes: Readonly<Record<keyof QueueAddresses, number>>,
+    alignment: Readonly<Record<keyof QueueAddresses, number>>,
+  ): QueueAddresses {
+    return {
+      desc: this.allocator.allocateZeroed(sizes.desc, alignment.desc),
+      driver: this.allocator.allocateZeroed(sizes.driver, alignment.driver),
+      device: this.allocator.allocateZeroed(sizes.device, alignment.device),
+    };
+  }
+
   /** An indirect table for `count` descriptors that belongs to `id`. */
   protected indirectTable(id: number, count: number): number {
     if ((this.#tableCapacity[id] ?? 0) < count) {

@@ -68,13 +68,7 @@ export class PackedDriverQueue extends DriverQueue {
   /** Allocates the ring, empty. */
   constructor(allocator: GuestAllocator, options: DriverQueueOptions) {
     super(allocator, options);
-    const sizes = packedSizes(options.size);
-    // §2.8.13: the ring starts zeroed.
-    this.addresses = {
-      desc: allocator.allocateZeroed(sizes.desc, PACKED_ALIGNMENT.desc),
-      driver: allocator.allocateZeroed(sizes.driver, PACKED_ALIGNMENT.driver),
-      device: allocator.allocateZeroed(sizes.device, PACKED_ALIGNMENT.device),
-    };
+    this.addresses = this.allocateAreas(packedSizes(options.size), PACKED_ALIGNMENT);
     const { guestAddress, view, words } = allocator.ram;
     this.#ram = view;
     this.#words = words;

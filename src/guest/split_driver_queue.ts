@@ -63,13 +63,7 @@ export class SplitDriverQueue extends DriverQueue {
   /** Allocates the ring, empty. */
   constructor(allocator: GuestAllocator, options: DriverQueueOptions) {
     super(allocator, options);
-    const sizes = splitSizes(options.size);
-    // §2.7.10.1: the used ring's flags start at 0; zeroed memory gives that, and empty indexes.
-    this.addresses = {
-      desc: allocator.allocateZeroed(sizes.desc, SPLIT_ALIGNMENT.desc),
-      driver: allocator.allocateZeroed(sizes.driver, SPLIT_ALIGNMENT.driver),
-      device: allocator.allocateZeroed(sizes.device, SPLIT_ALIGNMENT.device),
-    };
+    this.addresses = this.allocateAreas(splitSizes(options.size), SPLIT_ALIGNMENT);
     const { guestAddress, view, words } = allocator.ram;
     this.#ram = view;
     this.#words = words;

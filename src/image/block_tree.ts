@@ -55,6 +55,9 @@ export interface Trunk {
   readonly node: NodeOptions | undefined;
 }
 
+/** Opens a storage with the options of an image, of which `open` gets those that it needs. */
+export type Overlaid = (open: (files: FileOptions) => Storage) => Storage;
+
 /**
  * Opens what a format is read through.
  *
@@ -64,7 +67,7 @@ export interface Trunk {
 export function openTrunk(
   { node, name }: Pick<Description, "node" | "name">,
   format: string | undefined,
-  overlaid: (open: (files: FileOptions) => Storage) => Storage,
+  overlaid: Overlaid,
 ): Trunk {
   const given = node.raw("driver");
   const driver = format ?? (typeof given === "string" ? given : undefined);
@@ -136,7 +139,7 @@ export function backingChoice(node: NodeOptions): BackingChoice | null {
 /** Opens the data file that the options name; `null` when they name none. */
 export function dataFileOpener(
   node: NodeOptions,
-  overlaid: (open: (files: FileOptions) => Storage) => Storage,
+  overlaid: Overlaid,
 ): (() => Storage) | null {
   const file = fileNode(node, "data-file");
   if (file.keys.length === 0) return null;

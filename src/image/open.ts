@@ -11,7 +11,7 @@ import { OverlayStorage } from "../storage/overlay.ts";
 import type { Storage } from "../storage/storage.ts";
 import type { BlockOptions, NodeOptions } from "./block_options.ts";
 import type { CommonOptions } from "./block_drivers.ts";
-import type { Trunk } from "./block_tree.ts";
+import type { Overlaid, Trunk } from "./block_tree.ts";
 import type { Image } from "./image.ts";
 import { MEMORY_PREFIX, memoryStorage, protocolOf } from "./names.ts";
 import { checkReadable, probe } from "./probe.ts";
@@ -158,8 +158,6 @@ function openFile(path: string, files: { readOnly: boolean; share: boolean }, { 
   return openFile === undefined ? DenoFileStorage.open(path, files) : openFile(path, files);
 }
 
-type Overlaid = (open: (files: { readOnly: boolean; share: boolean }) => Storage) => Storage;
-
 /** Opens storages as the options say: for a snapshot for reading only, below one that takes the writes. */
 function overlaidBy({ readOnly = false, share = false, snapshot = false }: OpenOptions): Overlaid {
   return (open) => snapshot ? new OverlayStorage(open({ readOnly: true, share }), readOnly) : open({ readOnly, share });
@@ -235,7 +233,11 @@ async function openQcow2(
   };
   const overlaid = overlaidBy(options);
   const nothing = () => Promise.resolve(new RawImage(new MemoryStorage(0)));
-  const named = node === undefined ? null : await namedFiles(node, layers, below, overlaid);
+  const named = node === undefined ? null : (await import("./named_files.ts")).namedFiles(node, layers, overlaid, {
+    overlaid: overlaidBy(below),
+    openTop: (trunk, label) => openTop(trunk, label, below, layers, true),
+    openPath: (path, format, node) => openPath(path, { ...below, format }, layers, node),
+  });
   const image = await Qcow2Image.open(storage, {
     readOnly,
     noFlush: options.noFlush,
@@ -247,81 +249,6 @@ async function openQcow2(
     openDataFile: named?.openDataFile ??
       chain.dataFileOpener(layers, (path) => overlaid((files) => openFile(path, files, options))),
   });
-  if (named !== null) await checkUsed(named, image);
+  if (named !== null) await named.checkUsed(image);
   return image;
-}
-
-/** The files that the user chose in place of those that the image names. */
-interface NamedFiles {
-  openBacking?: (name: string, format: string | null) => Promise<Image>;
-  openDataFile?: () => Storage;
-  readonly node: NodeOptions;
-  readonly wantsBacking: boolean;
-  usedDataFile: boolean;
-}
-
-async function namedFiles(
-  node: NodeOptions,
-  layers: readonly Layer[],
-  below: OpenOptions,
-  overlaid: Overlaid,
-): Promise<NamedFiles> {
-  const [tree, chain] = await Promise.all([import("./block_tree.ts"), import("./qcow2/chain.ts")]);
-  const backing = tree.backingChoice(node);
-  const dataFile = tree.dataFileOpener(node, overlaid);
-  const named: NamedFiles = { node, wantsBacking: backing?.which === "other", usedDataFile: dataFile === null };
-  if (dataFile !== null) {
-    named.openDataFile = () => {
-      named.usedDataFile = true;
-      return dataFile();
-    };
-  }
-  if (backing?.which === "none") named.openBacking = () => Promise.resolve(new RawImage(new MemoryStorage(0)));
-  if (backing?.which === "other") {
-    named.openBacking = async () => {
-      try {
-        const trunk = tree.openTrunk({ node: backing.node, name: null }, undefined, overlaidBy(below));
-        return await openTop(trunk, node.path, below, layers, true);
-      } catch (error) {
-        throw tree.inChild(node, "backing file", error);
-      }
-    };
-  }
-  if (backing?.which === "recorded") {
-    named.openBacking = recordedBacking(node, backing.node, layers, below, tree.inChild, chain.backingOpener);
-  }
-  return named;
-}
-
-/** Opens the backing image that the image names, by options of the user's. */
-function recordedBacking(
-  node: NodeOptions,
-  backing: NodeOptions,
-  layers: readonly Layer[],
-  below: OpenOptions,
-  inChild: (node: NodeOptions, what: string, cause: unknown) => unknown,
-  backingOpener: typeof import("./qcow2/chain.ts").backingOpener,
-): (name: string, format: string | null) => Promise<Image> {
-  let failure: unknown;
-  const open = backingOpener(layers, async (path, recorded) => {
-    try {
-      return await openPath(path, { ...below, format: backing.text("driver") ?? recorded }, layers, backing);
-    } catch (error) {
-      throw failure = inChild(node, "backing file", error);
-    }
-  });
-  // The words are QEMU's already.
-  return (name, format) => open(name, format).catch((error) => Promise.reject(failure ?? error));
-}
-
-/** Refuses what was said of files that the image has not. */
-async function checkUsed({ node, wantsBacking, usedDataFile }: NamedFiles, image: Qcow2Image): Promise<void> {
-  const reason = !usedDataFile
-    ? "'data-file' can only be set for images with an external data file"
-    : wantsBacking && image.backing === null
-    ? "'backing' can only be set for images that have a backing file"
-    : null;
-  if (reason === null) return;
-  await image.close();
-  throw node.error(reason);
 }

@@ -7,8 +7,9 @@
 
 import { readArguments, readPattern, sizeAt } from "./arguments.ts";
 import { type Command, CommandError, type Invocation, type Result, SILENT, usageError } from "./command.ts";
-import { patternFailure, shown, sum, vectorArguments } from "./data_common.ts";
+import { shown, sum, vectorArguments } from "./data_common.ts";
 import { failureText } from "./failures.ts";
+import { readVector } from "./read_commands.ts";
 import { jsonLine, transferResult } from "./report.ts";
 import { vectorOptions, writeZeroes } from "./transfers.ts";
 import { DEFAULT_PATTERN } from "./write_commands.ts";
@@ -17,15 +18,8 @@ async function aioRead(invocation: Invocation): Promise<Result> {
   const args = readArguments<{ P: number }>(invocation, { P: readPattern });
   if (args.has("i")) return injected("read");
   const { offset, lengths } = vectorArguments(invocation, args);
-  const { guest } = invocation.session.machine;
-  const lengthBytes = sum(lengths);
-  return await send(invocation, "readv", lengthBytes, async (done) => {
-    const data = await guest.read(offset, lengthBytes, vectorOptions(guest, offset, lengths));
-    const seconds = done();
-    const { P: pattern } = args.values;
-    const failure = pattern === undefined ? undefined : patternFailure(data, pattern, offset, 0, lengthBytes);
-    const dump = args.has("v") ? data : null;
-    return transferResult({ verb: "read", offset, lengthBytes, seconds }, { ...shown(args), dump, failure });
+  return await send(invocation, "readv", sum(lengths), (done) => {
+    return readVector(invocation, args, offset, lengths, done);
   });
 }
 

@@ -23,6 +23,17 @@ export async function timed(
   }
 }
 
+/** Offset and length of a command on one range, no longer than one command moves. */
+export function rangeArguments(
+  invocation: Invocation,
+  { operands }: Arguments<object>,
+): { offset: number; length: number } {
+  if (operands.length !== 2) throw usageError(invocation.command);
+  const [offset, length] = operands.map((index) => sizeAt(invocation, index));
+  if (length > MAX_BYTES) throw tooLong(invocation.words[operands[1]].text, operands[1]);
+  return { offset, length };
+}
+
 /** Offset and lengths of a vector command. */
 export function vectorArguments(
   invocation: Invocation,

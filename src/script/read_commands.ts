@@ -4,16 +4,16 @@
  * @module
  */
 
-import { MAX_BYTES, readArguments, readPattern, readSize, sizeAt } from "./arguments.ts";
+import { type Arguments, readArguments, readPattern, readSize } from "./arguments.ts";
 import { type Command, CommandError, type Invocation, type Result, usageError } from "./command.ts";
 import {
   IGNORED,
   patternFailure,
+  rangeArguments,
   REPORT_HELP,
   shown,
   sum,
   timed,
-  tooLong,
   VECTOR_HELP,
   vectorArguments,
   vmState,
@@ -22,15 +22,13 @@ import { transferResult } from "./report.ts";
 import { vectorOptions } from "./transfers.ts";
 
 async function read(invocation: Invocation): Promise<Result> {
-  const { session, command, words } = invocation;
+  const { session, command } = invocation;
   const args = readArguments<{ P: number; l: number; s: number }>(invocation, {
     P: readPattern,
     l: readSize,
     s: readSize,
   });
-  if (args.operands.length !== 2) throw usageError(command);
-  const [offset, length] = args.operands.map((index) => sizeAt(invocation, index));
-  if (length > MAX_BYTES) throw tooLong(words[args.operands[1]].text, args.operands[1]);
+  const { offset, length } = rangeArguments(invocation, args);
   if (!args.has("P") && (args.has("l") || args.has("s"))) throw usageError(command);
   const { P: pattern, s: start = 0 } = args.values;
   const checked = args.values.l ?? length - start;
@@ -51,16 +49,25 @@ async function read(invocation: Invocation): Promise<Result> {
 async function readv(invocation: Invocation): Promise<Result> {
   const args = readArguments<{ P: number }>(invocation, { P: readPattern });
   const { offset, lengths } = vectorArguments(invocation, args);
+  return await timed("readv", invocation, (done) => readVector(invocation, args, offset, lengths, done));
+}
+
+/** Reads into a vector, and reports as the options say. */
+export async function readVector(
+  { session }: Invocation,
+  args: Arguments<{ P: number }>,
+  offset: number,
+  lengths: readonly number[],
+  done: () => number,
+): Promise<Result> {
+  const { guest } = session.machine;
   const lengthBytes = sum(lengths);
-  const { guest } = invocation.session.machine;
-  return await timed("readv", invocation, async (done) => {
-    const data = await guest.read(offset, lengthBytes, vectorOptions(guest, offset, lengths));
-    const seconds = done();
-    const { P: pattern } = args.values;
-    const failure = pattern === undefined ? undefined : patternFailure(data, pattern, offset, 0, lengthBytes);
-    const dump = args.has("v") ? data : null;
-    return transferResult({ verb: "read", offset, lengthBytes, seconds }, { ...shown(args), dump, failure });
-  });
+  const data = await guest.read(offset, lengthBytes, vectorOptions(guest, offset, lengths));
+  const seconds = done();
+  const { P: pattern } = args.values;
+  const failure = pattern === undefined ? undefined : patternFailure(data, pattern, offset, 0, lengthBytes);
+  const dump = args.has("v") ? data : null;
+  return transferResult({ verb: "read", offset, lengthBytes, seconds }, { ...shown(args), dump, failure });
 }
 
 /** The commands of this file. */

@@ -12,6 +12,7 @@ import { Machine, type MachineOptions } from "../machine.ts";
 import type { BlkdebugStorage } from "../storage/blkdebug.ts";
 import { type BlockError, BlockOptionError } from "../storage/block_error.ts";
 import type { TraceSink } from "../trace/events.ts";
+import { Background } from "./background.ts";
 import { CommandError } from "./command.ts";
 import { DEFAULT_SETTINGS, type OpenSettings } from "./open_settings.ts";
 
@@ -62,11 +63,7 @@ export class Session {
   #blkdebug: BlkdebugStorage | undefined;
   #interrupts = true;
   #directNoted = false;
-  readonly #background = new Set<Promise<void>>();
-  /** What goes on in the background moves so many bytes. */
-  #backgroundBytes = 0;
-  /** Takes the plug out; `undefined` when it is not in. */
-  #plugTimer: ReturnType<typeof setTimeout> | undefined;
+  readonly #background = new Background(this);
   readonly #watchers = new Set<TraceSink>();
 
   constructor(options: SessionOptions) {
@@ -191,31 +188,18 @@ export class Session {
    * Lets `send` send requests that go on while other commands run; it reports its own failures. Requests of commands
    * that follow each other are made available together: one notification may do for all.
    */
-  async background(lengthBytes: number, send: () => Promise<void>): Promise<void> {
-    // Their buffers are in the guest's memory, which has an end.
-    const limit = this.machine.guest.driver.allocator.ram.bytes.byteLength / 8;
-    if (this.#background.size > 0 && this.#backgroundBytes + lengthBytes > limit) await this.drain();
-    this.#plug();
-    this.#backgroundBytes += lengthBytes;
-    const task = send().finally(() => {
-      this.#background.delete(task);
-      this.#backgroundBytes -= lengthBytes;
-    });
-    this.#background.add(task);
+  background(lengthBytes: number, send: () => Promise<void>): Promise<void> {
+    return this.#background.add(lengthBytes, send);
   }
 
   /** Ends when nothing is in the background any more. */
-  async drain(): Promise<void> {
-    this.unplug();
-    while (this.#background.size > 0) await this.wait(Promise.all(this.#background));
+  drain(): Promise<void> {
+    return this.#background.drain();
   }
 
   /** Lets go what was held back. */
   unplug(): void {
-    if (this.#plugTimer === undefined) return;
-    clearTimeout(this.#plugTimer);
-    this.#plugTimer = undefined;
-    this.#machine?.guest.unplug();
+    this.#background.unplug();
   }
 
   /** Shows `sink` what happens until the function that is returned is called. */
@@ -265,7 +249,7 @@ export class Session {
 
   /** Whether requests are in flight that no command waits for. */
   get isBusy(): boolean {
-    return this.#background.size > 0;
+    return this.#background.isBusy;
   }
 
   #attach(blkdebug: BlkdebugStorage | undefined): void {
@@ -286,14 +270,6 @@ export class Session {
     const { trace } = this.#options;
     const sinks = trace === undefined ? [...this.#watchers] : [trace, ...this.#watchers];
     return sinks.length === 0 ? undefined : (event) => sinks.forEach((sink) => sink(event));
-  }
-
-  /** Holds notifications back while commands come without a pause. */
-  #plug(): void {
-    if (this.#plugTimer !== undefined) return;
-    this.machine.guest.plug();
-    // Whoever sends one command and waits for its report before the next must not wait for ever.
-    this.#plugTimer = setTimeout(() => this.unplug(), 0);
   }
 
   #noteDirect(direct: boolean): void {

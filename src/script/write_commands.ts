@@ -8,6 +8,7 @@ import { type Arguments, MAX_BYTES, readArguments, readPattern, readText, sizeAt
 import { type Command, CommandError, type Invocation, type Result, SILENT, usageError } from "./command.ts";
 import {
   IGNORED,
+  rangeArguments,
   REPORT_HELP,
   shown,
   sum,
@@ -92,11 +93,9 @@ async function flush({ session }: Invocation): Promise<Result> {
 }
 
 async function discardCommand(invocation: Invocation): Promise<Result> {
-  const { session, command, words } = invocation;
+  const { session } = invocation;
   const args = readArguments(invocation);
-  if (args.operands.length !== 2) throw usageError(command);
-  const [offset, length] = args.operands.map((index) => sizeAt(invocation, index));
-  if (length > MAX_BYTES) throw tooLong(words[args.operands[1]].text, args.operands[1]);
+  const { offset, length } = rangeArguments(invocation, args);
   return await timed("discard", invocation, async (done) => {
     await discard(session.machine.guest, offset, length);
     return transferResult({ verb: "discard", offset, lengthBytes: length, seconds: done() }, shown(args));

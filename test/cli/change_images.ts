@@ -6,6 +6,14 @@ import { type Ending, runQemuImg, runVblk } from "./qemu_img.ts";
 /** Commands to run before in each folder, for whose path `*` stands. */
 export type Setup = readonly (readonly string[])[];
 
+/** A chain in which an image is shorter than the one behind it, and than the one above it. */
+export const SHORT_BETWEEN: Setup = [
+  ["qemu-img", "create", "-q", "-f", "qcow2", "b.qcow2", "3M"],
+  ["qemu-io", "-c", "write -P 1 0 3M", "b.qcow2"],
+  ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "b.qcow2", "-F", "qcow2", "m.qcow2", "1M"],
+  ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "m.qcow2", "-F", "qcow2", "o.qcow2", "2M"],
+];
+
 /** Both programs' folders. */
 export interface Pair {
   readonly ours: string;

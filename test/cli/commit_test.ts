@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { NEEDS_QEMU } from "../image/qcow2/shapes.ts";
-import { both, inPair, sameDisks, type Setup } from "./change_images.ts";
+import { both, inPair, sameDisks, type Setup, SHORT_BETWEEN } from "./change_images.ts";
 import { runQemuImg, runVblk } from "./qemu_img.ts";
 
 /** An overlay over another over a base. */
@@ -71,18 +71,11 @@ for (const base of ["b.qcow2", "./b.qcow2", "m.qcow2"]) {
 Deno.test({
   name: "commit fills what a base has behind the end of a shorter image above it with zeros",
   ...NEEDS_QEMU,
-  fn: () => {
-    const setup: Setup = [
-      ["qemu-img", "create", "-q", "-f", "qcow2", "b.qcow2", "3M"],
-      ["qemu-io", "-c", "write -P 1 0 3M", "b.qcow2"],
-      ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "b.qcow2", "-F", "qcow2", "m.qcow2", "1M"],
-      ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "m.qcow2", "-F", "qcow2", "o.qcow2", "2M"],
-    ];
-    return inPair(setup, async (pair) => {
+  fn: () =>
+    inPair(SHORT_BETWEEN, async (pair) => {
       await both(pair, ["commit", "-b", "b.qcow2", "*o.qcow2"]);
       await sameDisks(pair, "b.qcow2");
-    });
-  },
+    }),
 });
 
 Deno.test({

@@ -1,5 +1,5 @@
 import { NEEDS_QEMU } from "../image/qcow2/shapes.ts";
-import { both, inPair, sameDisks, type Setup } from "./change_images.ts";
+import { both, inPair, sameDisks, type Setup, SHORT_BETWEEN } from "./change_images.ts";
 
 /** An overlay over another over a base, all of different sizes, and other images to go behind them. */
 const SETUP: Setup = [
@@ -94,17 +94,10 @@ Deno.test({
 Deno.test({
   name: "rebase past an image that is shorter than the one behind it keeps the zeros behind its end",
   ...NEEDS_QEMU,
-  fn: () => {
-    const setup: Setup = [
-      ["qemu-img", "create", "-q", "-f", "qcow2", "b.qcow2", "3M"],
-      ["qemu-io", "-c", "write -P 1 0 3M", "b.qcow2"],
-      ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "b.qcow2", "-F", "qcow2", "m.qcow2", "1M"],
-      ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "m.qcow2", "-F", "qcow2", "o.qcow2", "2M"],
-    ];
-    return inPair(setup, async (pair) => {
+  fn: () =>
+    inPair(SHORT_BETWEEN, async (pair) => {
       await Deno.copyFile(`${pair.theirs}/o.qcow2`, `${pair.theirs}/was`);
       await both(pair, ["rebase", "-b", "b.qcow2", "-F", "qcow2", "*o.qcow2"]);
       await sameDisks(pair, "o.qcow2", "was");
-    });
-  },
+    }),
 });

@@ -7,7 +7,8 @@
 import { SegmentList } from "../../memory/segment_list.ts";
 import type { Storage } from "../../storage/storage.ts";
 import { nameFrom } from "./extensions.ts";
-import type { BitmapDirectory, Qcow2Header } from "./header.ts";
+import type { BitmapDirectory } from "./extensions.ts";
+import type { Qcow2Header } from "./header.ts";
 import { corrupt } from "./refuse.ts";
 
 /** Bits of an entry's flags. */

@@ -12,7 +12,7 @@ import { type Bitmap, sameBits } from "./bitmap.ts";
 import { BITMAP_FLAG, type BitmapEntry, encodeDirectory } from "./bitmap_directory.ts";
 import { encodeTable, readTable } from "./bitmap_table.ts";
 import type { BitmapSlot, PersistentBitmaps } from "./bitmaps.ts";
-import type { BitmapDirectory } from "./header.ts";
+import type { BitmapDirectory } from "./extensions.ts";
 import { changeHeader, writeHeader } from "./header_writer.ts";
 import type { Qcow2File } from "./qcow2_file.ts";
 import type { WriteBack } from "./write_back.ts";
@@ -159,15 +159,7 @@ async function changeDirectory(file: Qcow2File, directory: BitmapDirectory | nul
       // The file may have the one or the other: go on only with what is known to be there.
       await writeHeader(file.storage, to, from);
     } catch {
-      const reason = "The header could not be written; the image is not written any more";
-      file.damage ??= new BlockError({
-        kind: "io",
-        path: file.storage.name,
-        operation: "write",
-        offset: 0,
-        reason,
-        cause: error,
-      });
+      file.loseHeader(error);
     }
     throw error;
   }

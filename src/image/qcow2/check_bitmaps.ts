@@ -6,8 +6,9 @@
 
 import { readPadded } from "./check_references.ts";
 import { CheckFailure } from "./check_report.ts";
-import { offsetOf, readL1, type WalkContext } from "./check_tables.ts";
-import type { BitmapDirectory } from "./header.ts";
+import { offsetOf, type WalkContext } from "./check_l2.ts";
+import { readL1 } from "./check_tables.ts";
+import type { BitmapDirectory } from "./extensions.ts";
 
 const ENTRY_BYTES = 24;
 const TYPE_DIRTY = 1;

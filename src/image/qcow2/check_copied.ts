@@ -8,7 +8,8 @@
 import { SegmentList } from "../../memory/segment_list.ts";
 import { readPadded } from "./check_references.ts";
 import { CheckFailure } from "./check_report.ts";
-import { hex64, offsetOf, readL1, TableUses, type WalkContext } from "./check_tables.ts";
+import { hex64, offsetOf, type WalkContext } from "./check_l2.ts";
+import { readL1, TableUses } from "./check_tables.ts";
 import { COPIED_HIGH, L2_COMPRESSED_HIGH, OFFSET_HIGH_MASK, OFFSET_LOW_MASK } from "./qcow2_layout.ts";
 
 /**

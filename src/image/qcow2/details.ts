@@ -6,7 +6,8 @@
 
 import type { Storage } from "../../storage/storage.ts";
 import type { DetailValue, ImageDetails } from "../image.ts";
-import type { BitmapDirectory, Qcow2Header } from "./header.ts";
+import type { BitmapDirectory } from "./extensions.ts";
+import type { Qcow2Header } from "./header.ts";
 import { corrupt } from "./refuse.ts";
 
 /**

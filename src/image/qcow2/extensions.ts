@@ -4,8 +4,8 @@
  * @module
  */
 
-import { EXTENSION } from "./qcow2_layout.ts";
-import { corrupt } from "./refuse.ts";
+import { AUTOCLEAR, BITMAP_DIRECTORY_MAX_BYTES, BITMAPS_MAX, EXTENSION } from "./qcow2_layout.ts";
+import { checkedU64, corrupt } from "./refuse.ts";
 
 /** One header extension; `data` is a view. */
 export interface HeaderExtension {
@@ -13,6 +13,16 @@ export interface HeaderExtension {
   readonly type: number;
   /** Its contents, without padding. */
   readonly data: Uint8Array;
+}
+
+/** Where the directory of persistent bitmaps is. */
+export interface BitmapDirectory {
+  /** Number of bitmaps. */
+  readonly count: number;
+  /** Where the directory starts in the file, in bytes. */
+  readonly offset: number;
+  /** Length of the directory, in bytes. */
+  readonly lengthBytes: number;
 }
 
 /**
@@ -85,4 +95,44 @@ export function nameFrom(bytes: Uint8Array, what: string, path: string): string 
   } catch {
     throw corrupt(path, "open", `The ${what} is not UTF-8`);
   }
+}
+
+/** The text in an extension of at most so many bytes; `null` when there is none, or it is empty. */
+export function textOf(
+  extensions: readonly HeaderExtension[],
+  type: number,
+  most: number,
+  what: string,
+  path: string,
+): string | null {
+  const data = extensions.find((extension) => extension.type === type)?.data;
+  if (data === undefined) return null;
+  if (data.byteLength > most) throw corrupt(path, "open", `The ${what} is too long: ${data.byteLength} bytes`);
+  const text = nameFrom(data, what, path);
+  return text === "" ? null : text;
+}
+
+/** Where the bitmaps are: facts for `info`, as a disk is read without them. */
+export function bitmapsOf(
+  extensions: readonly HeaderExtension[],
+  autoclear: bigint,
+  clusterBytes: number,
+  fileBytes: number,
+  path: string,
+): BitmapDirectory | null {
+  const data = extensions.find(({ type }) => type === EXTENSION.bitmaps)?.data;
+  // Without the bit a program that knows no bitmaps has written to the image since.
+  if (data === undefined || (autoclear & AUTOCLEAR.bitmaps) === 0n) return null;
+  const bad = (reason: string) => corrupt(path, "open", `bitmaps_ext: ${reason}`);
+  if (data.byteLength !== 24) throw bad("Invalid extension length");
+  const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
+  const count = view.getUint32(0);
+  if (view.getUint32(4) !== 0) throw bad("Reserved field is not zero");
+  const lengthBytes = checkedU64(view, 8, "The bitmap directory's size", path);
+  const offset = checkedU64(view, 16, "The bitmap directory's offset", path);
+  if (count === 0) throw bad("found bitmaps extension with zero bitmaps");
+  if (count > BITMAPS_MAX) throw bad(`${count} bitmaps, ${BITMAPS_MAX} at most`);
+  if (offset % clusterBytes !== 0 || offset + lengthBytes > fileBytes) throw bad("invalid bitmap directory offset");
+  if (lengthBytes > BITMAP_DIRECTORY_MAX_BYTES) throw bad("the bitmap directory is too large");
+  return { count, offset, lengthBytes };
 }

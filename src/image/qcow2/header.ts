@@ -8,12 +8,18 @@
 import { SegmentList } from "../../memory/segment_list.ts";
 import type { Storage } from "../../storage/storage.ts";
 import { SECTOR_BYTES } from "../image.ts";
-import { featureNames, type HeaderExtension, nameFrom, parseExtensions } from "./extensions.ts";
+import {
+  type BitmapDirectory,
+  bitmapsOf,
+  featureNames,
+  type HeaderExtension,
+  nameFrom,
+  parseExtensions,
+  textOf,
+} from "./extensions.ts";
 import {
   AUTOCLEAR,
   BACKING_NAME_MAX_BYTES,
-  BITMAP_DIRECTORY_MAX_BYTES,
-  BITMAPS_MAX,
   CLUSTER_BITS,
   COMPATIBLE_LAZY_REFCOUNTS,
   DATA_FILE_NAME_MAX_BYTES,
@@ -30,17 +36,7 @@ import {
   V2_HEADER_BYTES,
   V3_HEADER_BYTES,
 } from "./qcow2_layout.ts";
-import { corrupt, unsupported } from "./refuse.ts";
-
-/** Where the directory of persistent bitmaps is. */
-export interface BitmapDirectory {
-  /** Number of bitmaps. */
-  readonly count: number;
-  /** Where the directory starts in the file, in bytes. */
-  readonly offset: number;
-  /** Length of the directory, in bytes. */
-  readonly lengthBytes: number;
-}
+import { checkedU64, corrupt, unsupported } from "./refuse.ts";
 
 /** What a header says, checked. */
 export interface Qcow2Header {
@@ -300,50 +296,4 @@ function backingNameOf(cluster: Uint8Array, offset: number, lengthBytes: number,
   }
   const name = nameFrom(cluster.subarray(offset, offset + lengthBytes), "backing file's name", path);
   return name === "" ? null : name;
-}
-
-function textOf(
-  extensions: readonly HeaderExtension[],
-  type: number,
-  most: number,
-  what: string,
-  path: string,
-): string | null {
-  const data = extensions.find((extension) => extension.type === type)?.data;
-  if (data === undefined) return null;
-  if (data.byteLength > most) throw corrupt(path, "open", `The ${what} is too long: ${data.byteLength} bytes`);
-  const text = nameFrom(data, what, path);
-  return text === "" ? null : text;
-}
-
-/** Where the bitmaps are: facts for `info`, as a disk is read without them. */
-function bitmapsOf(
-  extensions: readonly HeaderExtension[],
-  autoclear: bigint,
-  clusterBytes: number,
-  fileBytes: number,
-  path: string,
-): BitmapDirectory | null {
-  const data = extensions.find(({ type }) => type === EXTENSION.bitmaps)?.data;
-  // Without the bit a program that knows no bitmaps has written to the image since.
-  if (data === undefined || (autoclear & AUTOCLEAR.bitmaps) === 0n) return null;
-  const bad = (reason: string) => corrupt(path, "open", `bitmaps_ext: ${reason}`);
-  if (data.byteLength !== 24) throw bad("Invalid extension length");
-  const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
-  const count = view.getUint32(0);
-  if (view.getUint32(4) !== 0) throw bad("Reserved field is not zero");
-  const lengthBytes = checkedU64(view, 8, "The bitmap directory's size", path);
-  const offset = checkedU64(view, 16, "The bitmap directory's offset", path);
-  if (count === 0) throw bad("found bitmaps extension with zero bitmaps");
-  if (count > BITMAPS_MAX) throw bad(`${count} bitmaps, ${BITMAPS_MAX} at most`);
-  if (offset % clusterBytes !== 0 || offset + lengthBytes > fileBytes) throw bad("invalid bitmap directory offset");
-  if (lengthBytes > BITMAP_DIRECTORY_MAX_BYTES) throw bad("the bitmap directory is too large");
-  return { count, offset, lengthBytes };
-}
-
-/** A field of 64 bits as a number, if a number can hold it. */
-function checkedU64(view: DataView, at: number, what: string, path: string): number {
-  const value = view.getBigUint64(at);
-  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw corrupt(path, "open", `${what} is too large: ${value}`, at);
-  return Number(value);
 }

@@ -6,7 +6,8 @@
  */
 
 import type { HeaderExtension } from "./extensions.ts";
-import type { BitmapDirectory, Qcow2Header } from "./header.ts";
+import type { BitmapDirectory } from "./extensions.ts";
+import type { Qcow2Header } from "./header.ts";
 import {
   AUTOCLEAR,
   COMPATIBLE_LAZY_REFCOUNTS,

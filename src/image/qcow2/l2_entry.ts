@@ -211,3 +211,14 @@ export function writeCompressedEntry(
 export function subclustersOf(header: Qcow2Header): number {
   return header.extendedL2 ? SUBCLUSTERS : 1;
 }
+
+/** The host clusters that the compressed data touch whose entry was just read. */
+export function compressedClusters(
+  entry: L2EntryReader,
+  clusterBytes: number,
+): { first: number; clusters: number } {
+  const first = Math.floor(entry.hostOffset / clusterBytes);
+  const end = entry.hostOffset - entry.hostOffset % COMPRESSED_SECTOR_BYTES +
+    entry.compressedSectors * COMPRESSED_SECTOR_BYTES;
+  return { first, clusters: Math.ceil(end / clusterBytes) - first };
+}

@@ -198,20 +198,24 @@ export class Qcow2File {
     };
   }
 
+  /** Nobody knows which header is in the file: nothing is written any more. */
+  loseHeader(cause: unknown): void {
+    this.damage ??= new BlockError({
+      kind: "io",
+      path: this.storage.name,
+      operation: "write",
+      offset: 0,
+      reason: "The header could not be written; the image is not written any more",
+      cause,
+    });
+  }
+
   /** A header that failed to be written may be in the file or not; go on only with what is known to be there. */
   async #restore(sector: Uint8Array, cause: unknown): Promise<void> {
     try {
       await this.storage.write(0, SegmentList.over(sector));
     } catch {
-      const reason = "The header could not be written; the image is not written any more";
-      this.damage ??= new BlockError({
-        kind: "io",
-        path: this.storage.name,
-        operation: "write",
-        offset: 0,
-        reason,
-        cause,
-      });
+      this.loseHeader(cause);
     }
   }
 

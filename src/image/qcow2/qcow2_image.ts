@@ -12,18 +12,18 @@
 import { SegmentList } from "../../memory/segment_list.ts";
 import { BlockError, type BlockOperation } from "../../storage/block_error.ts";
 import type { Completion, Storage } from "../../storage/storage.ts";
-import { type Extent, type Image, type ImageDetails, SECTOR_BYTES } from "../image.ts";
+import type { Extent, Image, ImageDetails } from "../image.ts";
 import type { OldContents } from "./cluster_writer.ts";
 import { detailsOf } from "./details.ts";
 import { type Qcow2Header, readHeader } from "./header.ts";
 import type { JournalStore } from "./journal.ts";
 import { Qcow2Mapping } from "./mapping.ts";
 import { openWriter, prepareForWriting } from "./open_for_writing.ts";
-import { L1_MAX_BYTES, L2_CACHE_DEFAULT_BYTES } from "./qcow2_layout.ts";
-import { corrupt, unsupported } from "./refuse.ts";
+import { L2_CACHE_DEFAULT_BYTES } from "./qcow2_layout.ts";
+import { unsupported } from "./refuse.ts";
 import { Qcow2Reader } from "./reader.ts";
 import { resizeQcow2 } from "./resize.ts";
-import type { Snapshot } from "./snapshot_table.ts";
+import { atSnapshot, type Snapshot } from "./snapshot_table.ts";
 import { applySnapshot, createSnapshot, deleteSnapshot } from "./snapshots.ts";
 import type { PersistentBitmaps } from "./bitmaps.ts";
 import type { WriteBack } from "./write_back.ts";
@@ -322,16 +322,4 @@ function closing(first: () => Completion, last: () => Completion): Completion {
     await last();
     throw error;
   });
-}
-
-/** The header as it would be with the snapshot's tables as the active ones; these are checked as those were. */
-function atSnapshot(storage: Storage, header: Qcow2Header, snapshot: Snapshot): Qcow2Header {
-  const { name, l1Offset, l1Entries, diskBytes } = snapshot;
-  const clusterBytes = 2 ** header.clusterBits;
-  const tableSpan = clusterBytes / (header.extendedL2 ? 16 : 8) * clusterBytes;
-  const lengthBytes = l1Entries * 8;
-  const isPossible = l1Offset % clusterBytes === 0 && lengthBytes <= L1_MAX_BYTES &&
-    l1Offset + lengthBytes <= storage.sizeBytes && l1Entries >= Math.ceil(diskBytes / tableSpan);
-  if (!isPossible) throw corrupt(storage.name, "open", `The L1 table of snapshot '${name}' cannot be used`, l1Offset);
-  return { ...header, l1Offset, l1Entries, sizeBytes: diskBytes - diskBytes % SECTOR_BYTES };
 }

@@ -2,19 +2,17 @@
  * Reference counts of host clusters (QEMU's docs/interop/qcow2, "Refcount handling"): who may be written in place,
  * and what is free.
  *
- * The refcount table is in memory whole (at most 8 MiB), blocks are in a bounded cache. Counts change in memory; when
- * they reach the file is decided in write_back.ts. New blocks and a new table are written at once, in this file: each
- * before anything refers to it, with a barrier in between.
+ * Blocks are in a bounded cache, their places in refcount_table.ts. Counts change in memory; when they reach the file is
+ * decided in write_back.ts.
  *
  * @module
  */
 
-import { SegmentList } from "../../memory/segment_list.ts";
 import { BlockError } from "../../storage/block_error.ts";
-import { COMPATIBLE_LAZY_REFCOUNTS, REFCOUNT_TABLE_MAX_BYTES } from "./qcow2_layout.ts";
+import { COMPATIBLE_LAZY_REFCOUNTS } from "./qcow2_layout.ts";
 import type { Qcow2File } from "./qcow2_file.ts";
 import { type RefcountEntries, refcountEntries } from "./refcount_entry.ts";
-import { hex } from "./refuse.ts";
+import { noSpace, readRefcountTable, RefcountTable } from "./refcount_table.ts";
 import { TableCache } from "./table_cache.ts";
 
 /** Of a larger block only so much is read at a time. */
@@ -27,18 +25,18 @@ export class Refcounts {
   readonly cache: TableCache;
   readonly entries: RefcountEntries;
   readonly #file: Qcow2File;
-  /** Offsets of blocks; 0 where there is none, and all its clusters are free. */
-  #table: Float64Array;
+  /** Where the blocks are. */
+  readonly #table: RefcountTable;
   readonly #entriesPerBlock: number;
   readonly #sliceBytes: number;
   readonly #entriesPerSlice: number;
   /** No cluster below this one is free. */
   #hint = 0;
 
-  private constructor(file: Qcow2File, table: Float64Array, cacheBytes: number) {
+  private constructor(file: Qcow2File, offsets: Float64Array, cacheBytes: number) {
     const { clusterBytes, header } = file;
     this.#file = file;
-    this.#table = table;
+    this.#table = new RefcountTable(file, offsets, (first, clusters) => this.add(first, clusters, -1));
     this.entries = refcountEntries(header.refcountBits);
     this.#entriesPerBlock = clusterBytes * 8 / header.refcountBits;
     this.#sliceBytes = Math.min(SLICE_BYTES, clusterBytes);
@@ -52,25 +50,12 @@ export class Refcounts {
 
   /** Reads the refcount table, which the header's checks have bounded. */
   static async open(file: Qcow2File, cacheBytes: number): Promise<Refcounts> {
-    const { storage, header, clusterBytes, endBytes } = file;
-    await file.event("reftable_load");
-    const bytes = new Uint8Array(header.refcountTableClusters * clusterBytes);
-    const stored = Math.min(bytes.byteLength, endBytes - header.refcountTableOffset);
-    await storage.read(header.refcountTableOffset, SegmentList.over(bytes.subarray(0, stored)));
-    const view = new DataView(bytes.buffer);
-    const table = new Float64Array(bytes.byteLength / 8);
-    for (let i = 0; i < table.length; i++) {
-      // Bits 0 to 8 are reserved; whoever sets them has an offset that is refused when it is used.
-      table[i] = view.getUint32(i * 8) * 0x1_0000_0000 + view.getUint32(i * 8 + 4);
-    }
-    const refcounts = new Refcounts(file, table, cacheBytes);
-    refcounts.#noteTable();
-    return refcounts;
+    return new Refcounts(file, await readRefcountTable(file), cacheBytes);
   }
 
   /** The count of a cluster. */
   async get(cluster: number): Promise<number> {
-    const offset = this.#blockOffset(Math.floor(cluster / this.#entriesPerBlock));
+    const offset = this.#table.blockOffset(Math.floor(cluster / this.#entriesPerBlock));
     if (offset === 0) return 0;
     const slice = await this.#slice(cluster, offset);
     return this.entries.get(slice, cluster % this.#entriesPerSlice);
@@ -92,7 +77,7 @@ export class Refcounts {
     await this.#beforeChange();
     const end = first + clusters;
     for (let cluster = first; cluster < end;) {
-      const isCounted = this.#blockOffset(Math.floor(cluster / this.#entriesPerBlock)) !== 0;
+      const isCounted = this.#table.blockOffset(Math.floor(cluster / this.#entriesPerBlock)) !== 0;
       if (change < 0 && !isCounted) throw this.#underflow(cluster);
       const slice = await this.#dirtySlice(cluster);
       const sliceEnd = Math.min(end, (Math.floor(cluster / this.#entriesPerSlice) + 1) * this.#entriesPerSlice);
@@ -127,7 +112,7 @@ export class Refcounts {
     // Each block begins the range that it counts, so no more than that can follow each other in what exists.
     if (clusters < this.#entriesPerBlock) return (await this.#allocate(clusters, clusters)).offset;
     await this.#beforeChange();
-    const first = await this.#makeRoom(clusters);
+    const first = await this.#table.makeRoom(clusters);
     return await this.#take(first, clusters);
   }
 
@@ -156,7 +141,7 @@ export class Refcounts {
   /** Whether a cluster is free that some block counts. */
   async #isFree(cluster: number): Promise<boolean> {
     const block = Math.floor(cluster / this.#entriesPerBlock);
-    return block < this.#table.length && this.#table[block] !== 0 && await this.get(cluster) === 0;
+    return this.#table.has(block) && await this.get(cluster) === 0;
   }
 
   /** The first of so many free clusters that some block counts. */
@@ -164,10 +149,10 @@ export class Refcounts {
     let run = 0;
     for (let cluster = this.#hint;;) {
       const block = Math.floor(cluster / this.#entriesPerBlock);
-      const offset = this.#blockOffset(block);
+      const offset = this.#table.blockOffset(block);
       if (offset === 0) {
         // All is free from here to the end of the range, but its first cluster is for the block.
-        await this.#makeBlocks(block, 1);
+        await this.#table.makeBlocks(block, 1);
         run = 0;
         cluster = block * this.#entriesPerBlock + 1;
         continue;
@@ -188,7 +173,7 @@ export class Refcounts {
 
   #found(first: number, most: number): number {
     if ((first + most) * this.#clusterBytes <= FILE_MAX_BYTES) return first;
-    throw this.#noSpace("The image's file would be larger than 4 PiB");
+    throw noSpace(this.#file, "The image's file would be larger than 4 PiB");
   }
 
   async #slice(cluster: number, blockOffset: number): Promise<DataView> {
@@ -202,9 +187,9 @@ export class Refcounts {
 
   async #dirtySlice(cluster: number): Promise<DataView> {
     const block = Math.floor(cluster / this.#entriesPerBlock);
-    if (this.#blockOffset(block) === 0) await this.#makeBlocks(block, 1);
+    if (this.#table.blockOffset(block) === 0) await this.#table.makeBlocks(block, 1);
     const key = Math.floor(cluster / this.#entriesPerSlice);
-    return await this.cache.dirty(key, this.#blockOffset(block) + this.#inBlock(cluster));
+    return await this.cache.dirty(key, this.#table.blockOffset(block) + this.#inBlock(cluster));
   }
 
   /** Where in its block the slice is that counts a cluster, in bytes. */
@@ -212,115 +197,10 @@ export class Refcounts {
     return Math.floor(cluster % this.#entriesPerBlock / this.#entriesPerSlice) * this.#sliceBytes;
   }
 
-  #blockOffset(block: number): number {
-    if (block >= this.#table.length) return 0;
-    const offset = this.#table[block];
-    if (offset % this.#clusterBytes !== 0 || offset + this.#clusterBytes > this.#file.endBytes) {
-      const place = this.#file.header.refcountTableOffset + block * 8;
-      throw this.#file.damaged(`Refblock offset ${hex(offset)} is not a cluster of the file (index ${block})`, place);
-    }
-    return offset;
-  }
-
   /** Lazy refcounts: they may be wrong in the file as long as the file says so. */
   async #beforeChange(): Promise<void> {
     const { header } = this.#file;
     if ((header.compatible & COMPATIBLE_LAZY_REFCOUNTS) !== 0n && !header.dirty) await this.#file.setDirty(true);
-  }
-
-  /** Makes blocks behind all others, so that so many clusters are free; returns the first of them. */
-  async #makeRoom(clusters: number): Promise<number> {
-    const blocks = Math.ceil(clusters / (this.#entriesPerBlock - 1));
-    const behindLast = () => 1 + this.#table.findLastIndex((offset) => offset !== 0);
-    while (behindLast() + blocks > this.#table.length) await this.#growTable(this.#table.length, blocks);
-    const first = behindLast();
-    await this.#makeBlocks(first, blocks);
-    return first * this.#entriesPerBlock + blocks;
-  }
-
-  /**
-   * Makes blocks for ranges that follow each other and have none. They are the first clusters of the first range, so
-   * the first block counts itself and others. A block is in the table only when the count of its own cluster is: else
-   * a crash in between would leave a block that is free by its count.
-   */
-  async #makeBlocks(firstBlock: number, blocks: number): Promise<void> {
-    if (firstBlock + blocks > this.#table.length) return await this.#growTable(firstBlock, blocks);
-    await this.#file.event("refblock_alloc");
-    const first = firstBlock * this.#entriesPerBlock;
-    await this.#writeBlocks(first, firstBlock, blocks, blocks);
-    for (let published = 0; published < blocks;) {
-      await this.#file.barrier();
-      const next = Math.min(blocks, published === 0 ? 1 : published * this.#entriesPerBlock);
-      const offsets = Array.from({ length: next - published }, (_, i) => (first + published + i) * this.#clusterBytes);
-      const at = this.#file.header.refcountTableOffset + (firstBlock + published) * 8;
-      await this.#file.write("refcount table", at, tableBytes(offsets));
-      offsets.forEach((offset, i) => this.#publish(firstBlock + published + i, offset));
-      published = next;
-    }
-  }
-
-  /** Moves to a longer table: new blocks, then the table, a barrier, and one write of the header. */
-  async #growTable(firstBlock: number, blocks: number): Promise<void> {
-    await this.#file.event("reftable_grow");
-    const { header } = this.#file;
-    // All that the table can't hold is free, so the area begins there.
-    const start = this.#table.length;
-    let area = 0;
-    let count = Math.max(1, firstBlock + blocks - start);
-    let tableClusters = 0;
-    for (let before = -1; before !== area;) {
-      before = area;
-      const entries = Math.max(start + count + blocks, Math.ceil(start * 1.5));
-      tableClusters = Math.ceil(entries * 8 / this.#clusterBytes);
-      area = count + tableClusters;
-      count = Math.max(count, Math.ceil(area / this.#entriesPerBlock));
-    }
-    if (tableClusters * this.#clusterBytes > REFCOUNT_TABLE_MAX_BYTES) {
-      throw this.#noSpace("The refcount table would be larger than 8 MiB; larger clusters need fewer refcounts");
-    }
-    const first = start * this.#entriesPerBlock;
-    const table = new Float64Array(tableClusters * this.#clusterBytes / 8);
-    table.set(this.#table);
-    for (let i = 0; i < count; i++) table[start + i] = (first + i) * this.#clusterBytes;
-    await this.#writeBlocks(first, start, count, area);
-    const tableOffset = (first + count) * this.#clusterBytes;
-    await this.#file.write("refcount table", tableOffset, tableBytes(table));
-    await this.#file.barrier();
-    await this.#file.writeHeader({ refcountTableOffset: tableOffset, refcountTableClusters: tableClusters });
-    // Memory follows the header, whether the barrier succeeds or not.
-    this.#table = table;
-    this.#noteTable();
-    await this.#file.barrier();
-    const old = header.refcountTableOffset / this.#clusterBytes;
-    await this.add(old, header.refcountTableClusters, -1);
-    // Ranges before the area that have no block yet are as they were.
-    if (firstBlock < start) await this.#makeBlocks(firstBlock, start - firstBlock);
-  }
-
-  /** Writes blocks that nothing refers to yet, from cluster `first` on, which count the first `used` clusters. */
-  async #writeBlocks(first: number, firstBlock: number, blocks: number, used: number): Promise<void> {
-    const block = new DataView(new ArrayBuffer(this.#clusterBytes));
-    const firstCounted = firstBlock * this.#entriesPerBlock;
-    for (let i = 0; i < blocks; i++) {
-      for (let index = 0; index < this.#entriesPerBlock; index++) {
-        const cluster = firstCounted + i * this.#entriesPerBlock + index;
-        this.entries.set(block, index, cluster >= first && cluster < first + used ? 1 : 0);
-      }
-      await this.#file.write("refcount block", (first + i) * this.#clusterBytes, new Uint8Array(block.buffer));
-    }
-  }
-
-  #publish(block: number, offset: number): void {
-    this.#table[block] = offset;
-    this.#file.metadata.addTable("refcount block", offset);
-  }
-
-  /** Tells the overlap checks where table and blocks are. */
-  #noteTable(): void {
-    const { metadata, header } = this.#file;
-    const lengthBytes = header.refcountTableClusters * this.#clusterBytes;
-    metadata.setRanges("refcount table", [{ offset: header.refcountTableOffset, lengthBytes }]);
-    metadata.setTables("refcount block", this.#table.filter((offset) => offset !== 0));
   }
 
   #underflow(cluster: number): BlockError {
@@ -337,18 +217,4 @@ export class Refcounts {
       hint: "'vblk amend -o refcount_bits=16' makes them wider",
     });
   }
-
-  #noSpace(reason: string): BlockError {
-    return new BlockError({ kind: "no-space", path: this.#file.storage.name, operation: "write", reason });
-  }
-}
-
-function tableBytes(offsets: ArrayLike<number>): Uint8Array {
-  const bytes = new Uint8Array(offsets.length * 8);
-  const view = new DataView(bytes.buffer);
-  for (let i = 0; i < offsets.length; i++) {
-    view.setUint32(i * 8, Math.floor(offsets[i] / 0x1_0000_0000));
-    view.setUint32(i * 8 + 4, offsets[i] % 0x1_0000_0000);
-  }
-  return bytes;
 }

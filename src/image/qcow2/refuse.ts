@@ -23,3 +23,10 @@ export function unsupported(path: string, reason: string, hint?: string): BlockE
 export function hex(offset: number): string {
   return `0x${offset.toString(16)}`;
 }
+
+/** A field of 64 bits as a number, if a number can hold it. */
+export function checkedU64(view: DataView, at: number, what: string, path: string): number {
+  const value = view.getBigUint64(at);
+  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw corrupt(path, "open", `${what} is too large: ${value}`, at);
+  return Number(value);
+}

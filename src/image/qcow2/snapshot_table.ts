@@ -6,9 +6,10 @@
 
 import { SegmentList } from "../../memory/segment_list.ts";
 import type { Storage } from "../../storage/storage.ts";
+import { SECTOR_BYTES } from "../image.ts";
 import { nameFrom } from "./extensions.ts";
 import type { Qcow2Header } from "./header.ts";
-import { SNAPSHOT_EXTRA_MAX_BYTES, SNAPSHOT_TABLE_MAX_BYTES } from "./qcow2_layout.ts";
+import { L1_MAX_BYTES, SNAPSHOT_EXTRA_MAX_BYTES, SNAPSHOT_TABLE_MAX_BYTES } from "./qcow2_layout.ts";
 import { corrupt } from "./refuse.ts";
 
 /** One internal snapshot. */
@@ -214,4 +215,16 @@ function writeFields(view: DataView, snapshot: Snapshot): void {
   view.setBigUint64(FIELD.vmStateBytesLarge, BigInt(snapshot.vmStateBytes));
   view.setBigUint64(FIELD.diskBytes, BigInt(snapshot.diskBytes));
   view.setBigUint64(FIELD.icount, snapshot.icount ?? NO_ICOUNT);
+}
+
+/** The header as it would be with the snapshot's tables as the active ones; these are checked as those were. */
+export function atSnapshot(storage: Storage, header: Qcow2Header, snapshot: Snapshot): Qcow2Header {
+  const { name, l1Offset, l1Entries, diskBytes } = snapshot;
+  const clusterBytes = 2 ** header.clusterBits;
+  const tableSpan = clusterBytes / (header.extendedL2 ? 16 : 8) * clusterBytes;
+  const lengthBytes = l1Entries * 8;
+  const isPossible = l1Offset % clusterBytes === 0 && lengthBytes <= L1_MAX_BYTES &&
+    l1Offset + lengthBytes <= storage.sizeBytes && l1Entries >= Math.ceil(diskBytes / tableSpan);
+  if (!isPossible) throw corrupt(storage.name, "open", `The L1 table of snapshot '${name}' cannot be used`, l1Offset);
+  return { ...header, l1Offset, l1Entries, sizeBytes: diskBytes - diskBytes % SECTOR_BYTES };
 }

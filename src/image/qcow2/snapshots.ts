@@ -15,12 +15,12 @@
 
 import { SegmentList } from "../../memory/segment_list.ts";
 import { BlockError } from "../../storage/block_error.ts";
-import { COMPRESSED, CORRUPT } from "./l2_entry.ts";
+import { COMPRESSED, compressedClusters, CORRUPT } from "./l2_entry.ts";
 import { noteSnapshots } from "./open_for_writing.ts";
 import { COPIED_HIGH, L1_MAX_BYTES, OFFSET_HIGH_MASK, OFFSET_LOW_MASK, SNAPSHOTS_MAX } from "./qcow2_layout.ts";
 import { corrupt } from "./refuse.ts";
 import { encodeSnapshots, readSnapshots, readSnapshotTable, type Snapshot } from "./snapshot_table.ts";
-import { compressedClusters, type WriteBack } from "./write_back.ts";
+import type { WriteBack } from "./write_back.ts";
 
 /** Keeps the disk as it is under a name; returns the id. The image is clean, and nobody writes. */
 export async function createSnapshot(tables: WriteBack, name: string, dateMilliseconds: number): Promise<string> {

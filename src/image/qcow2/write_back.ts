@@ -15,7 +15,8 @@
  *    in the file, refers to.
  *
  * Whatever is read by its place in the header (the L1 table, the refcount table, the snapshot table) is written
- * to a new place, then a barrier, then one sector of the header, then a barrier (see refcounts.ts, `moveTable` here).
+ * to a new place, then a barrier, then one sector of the header, then a barrier (see refcount_table.ts, resize.ts and
+ * snapshots.ts).
  * Lazy refcounts leave the refcounts out of step 1: the dirty bit, set with barriers around it, says so.
  * Snapshots change refcounts of clusters in use and the COPIED flags that follow from them; no order of writes makes
  * that one step, so it is done with the dirty bit set as well (see snapshots.ts).
@@ -24,13 +25,10 @@
  */
 
 import { BlockError } from "../../storage/block_error.ts";
-import {
-  COMPATIBLE_LAZY_REFCOUNTS,
-  COMPRESSED_SECTOR_BYTES,
-  OFFSET_HIGH_MASK,
-  OFFSET_LOW_MASK,
-} from "./qcow2_layout.ts";
-import { COMPRESSED, CORRUPT, type L2EntryReader } from "./l2_entry.ts";
+import { COMPATIBLE_LAZY_REFCOUNTS, OFFSET_HIGH_MASK, OFFSET_LOW_MASK } from "./qcow2_layout.ts";
+import { GivenUp } from "./given_up.ts";
+import { L1Changes } from "./l1_changes.ts";
+import { COMPRESSED, compressedClusters, CORRUPT } from "./l2_entry.ts";
 import { InFlight } from "./in_flight.ts";
 import type { ChangeJournal } from "./journal.ts";
 import type { PersistentBitmaps } from "./bitmaps.ts";
@@ -38,22 +36,8 @@ import type { Qcow2Mapping } from "./mapping.ts";
 import type { Qcow2File } from "./qcow2_file.ts";
 import type { Refcounts } from "./refcounts.ts";
 
-/** The host clusters that the compressed data touch whose entry was just read. */
-export function compressedClusters(
-  entry: L2EntryReader,
-  clusterBytes: number,
-): { first: number; clusters: number } {
-  const first = Math.floor(entry.hostOffset / clusterBytes);
-  const end = entry.hostOffset - entry.hostOffset % COMPRESSED_SECTOR_BYTES +
-    entry.compressedSectors * COMPRESSED_SECTOR_BYTES;
-  return { first, clusters: Math.ceil(end / clusterBytes) - first };
-}
-
 /** How many runs of given-up clusters are remembered. */
 const RELEASED_MAX = 1 << 16;
-
-/** L1 entries are written in units that no crash tears. */
-const L1_SECTOR_BYTES = 512;
 
 /** All tables of an image that is written, and the way back to the file. Whoever changes them holds the lock. */
 export class WriteBack {
@@ -66,31 +50,29 @@ export class WriteBack {
   bitmaps: PersistentBitmaps | null = null;
   /** Keeps what the file does not say yet, for whoever goes on when this process is killed; `null` when nobody does. */
   journal: ChangeJournal | null = null;
-  /** Whether space that is given up is given back to the file. */
-  readonly #discards: boolean;
-  /** L1 entries that differ from the file. */
-  readonly #dirtyL1 = new Set<number>();
-  /** Those of them whose L2 tables nothing in the file can refer to yet. */
-  readonly #newTables = new Set<number>();
-  /** Clusters that will be referred to once less, when the file does not say otherwise any more. */
-  #released: { first: number; clusters: number }[] = [];
+  readonly #l1: L1Changes;
+  readonly #givenUp: GivenUp;
   /** What has to be done before the image can be called clean; tried again until it succeeds. */
   unsettled: (() => Promise<void>) | null = null;
-  /** Told of each cluster that has become free: whoever holds on to it must let go. */
-  readonly freeListeners: ((cluster: number) => void)[] = [];
 
   constructor(file: Qcow2File, mapping: Qcow2Mapping, refcounts: Refcounts, discards: boolean) {
     this.file = file;
     this.mapping = mapping;
     this.refcounts = refcounts;
-    this.#discards = discards && file.storage.canUnmap;
+    this.#l1 = new L1Changes(file, mapping);
+    this.#givenUp = new GivenUp(file, refcounts, this.inFlight, discards);
     this.noteTables();
+  }
+
+  /** Told of each cluster that has become free: whoever holds on to it must let go. */
+  get freeListeners(): ((cluster: number) => void)[] {
+    return this.#givenUp.listeners;
   }
 
   /** Whether a flush has more to do than to flush the storage. */
   get isDirty(): boolean {
-    return this.unsettled !== null || this.mapping.cache.dirtyCount > 0 || this.#dirtyL1.size > 0 ||
-      this.#released.length > 0 ||
+    return this.unsettled !== null || this.mapping.cache.dirtyCount > 0 || this.#l1.count > 0 ||
+      this.#givenUp.count > 0 ||
       (!this.#isLazy && this.refcounts.cache.dirtyCount > 0);
   }
 
@@ -102,7 +84,7 @@ export class WriteBack {
   /** Writes tables back when they leave no room for others. */
   async relieve(): Promise<void> {
     const isStrained = this.mapping.cache.isStrained || this.refcounts.cache.isStrained;
-    if (isStrained || this.#released.length > RELEASED_MAX) await this.flush();
+    if (isStrained || this.#givenUp.count > RELEASED_MAX) await this.flush();
   }
 
   /**
@@ -113,32 +95,29 @@ export class WriteBack {
   async flush(): Promise<void> {
     const { file, mapping, refcounts } = this;
     const l2 = mapping.cache.dirtyKeys();
-    const isNew = (key: number) => this.#newTables.has(mapping.l1Index(key * mapping.sliceSpan));
+    const isNew = (key: number) => this.#l1.isNew(mapping.l1Index(key * mapping.sliceSpan));
     const [fresh, changed] = [l2.filter(isNew), l2.filter((key) => !isNew(key))];
     const counts = this.#isLazy && !refcounts.cache.isStrained ? [] : refcounts.cache.dirtyKeys();
-    const l1 = [...this.#dirtyL1];
-    const released = this.#released;
-    this.#released = [];
+    const l1 = this.#l1.indexes();
+    const released = this.#givenUp.take();
     try {
       await refcounts.cache.write(counts, (at, length) => this.#write("refcount block", at, length));
       await mapping.cache.write(fresh, (at, length) => this.#write("active L2 table", at, length));
       if (l2.length > 0 || l1.length > 0) {
         await file.barrier();
         await mapping.cache.write(changed, (at, length) => this.#write("active L2 table", at, length));
-        // From here on the file may refer to them, even if what follows fails.
-        this.#newTables.clear();
-        await this.#writeL1(l1);
+        await this.#l1.write(l1);
       }
       await file.barrier();
     } catch (error) {
-      this.#released = [...released, ...this.#released];
+      this.#givenUp.putBack(released);
       throw error;
     }
     refcounts.cache.settle(counts);
     mapping.cache.settle(l2);
-    for (const index of l1) this.#dirtyL1.delete(index);
+    this.#l1.settle(l1);
     this.journal?.reset();
-    await this.#free(released);
+    await this.#givenUp.free(released);
   }
 
   /** Keeps the changes that were made since the last time, before a request ends that depends on them. */
@@ -180,10 +159,7 @@ export class WriteBack {
 
   /** One reference less to each of so many clusters, as soon as the file has none of those that are given up now. */
   release(hostOffset: number, clusters: number): void {
-    const first = Math.floor(hostOffset / this.file.clusterBytes);
-    const last = this.#released.at(-1);
-    if (last !== undefined && last.first + last.clusters === first) last.clusters += clusters;
-    else this.#released.push({ first, clusters });
+    this.#givenUp.add(Math.floor(hostOffset / this.file.clusterBytes), clusters);
   }
 
   /** The entry that was just read will be replaced: its place in the image's file is given up. */
@@ -211,8 +187,7 @@ export class WriteBack {
       }
     }
     mapping.cache.drop(start / mapping.sliceSpan, mapping.tableSpan / mapping.sliceSpan);
-    mapping.setTableOffset(index, 0, false);
-    this.#dirtyL1.add(index);
+    this.#l1.set(index, 0, false);
     file.metadata.removeTable("active L2 table", offset);
     this.release(offset, 1);
   }
@@ -221,8 +196,7 @@ export class WriteBack {
   setTableCopied(index: number, copied: boolean): void {
     const { mapping } = this;
     if (mapping.isTableCopied(index) === copied) return;
-    mapping.setTableOffset(index, mapping.tableOffset(index), copied);
-    this.#dirtyL1.add(index);
+    this.#l1.set(index, mapping.tableOffset(index), copied);
   }
 
   /** The slice of the L2 table for an offset on the disk, which has one; valid until something is waited for. */
@@ -295,42 +269,6 @@ export class WriteBack {
     this.file.noteEnd(offset + lengthBytes);
   }
 
-  async #writeL1(indexes: readonly number[]): Promise<void> {
-    const { l1 } = this.mapping;
-    const sectors = new Set(indexes.map((index) => Math.floor(index * 8 / L1_SECTOR_BYTES)));
-    for (const sector of [...sectors].sort((a, b) => a - b)) {
-      const from = sector * L1_SECTOR_BYTES;
-      const length = Math.min(L1_SECTOR_BYTES, l1.byteLength - from);
-      const bytes = new Uint8Array(l1.buffer, l1.byteOffset + from, length);
-      await this.file.event("l1_update");
-      await this.file.write("active L1 table", this.file.header.l1Offset + from, bytes);
-    }
-  }
-
-  /** Counts down what nothing in the file refers to any more. */
-  async #free(released: readonly { first: number; clusters: number }[]): Promise<void> {
-    if (released.length === 0) return;
-    // Somebody may still be reading or writing where he was told to before; nobody else may get that place.
-    await this.inFlight.settle();
-    for (const { first, clusters } of released) {
-      await this.file.event("cluster_free");
-      const free: { first: number; clusters: number }[] = [];
-      await this.refcounts.add(first, clusters, -1, (cluster) => {
-        this.freeListeners.forEach((listener) => listener(cluster));
-        const last = free.at(-1);
-        if (last !== undefined && last.first + last.clusters === cluster) last.clusters++;
-        else free.push({ first: cluster, clusters: 1 });
-      });
-      for (const run of free) await this.#discard(run);
-    }
-  }
-
-  async #discard({ first, clusters }: { first: number; clusters: number }): Promise<void> {
-    const { clusterBytes, storage, endBytes } = this.file;
-    const length = Math.min(clusters * clusterBytes, endBytes - first * clusterBytes);
-    if (this.#discards && length > 0) await storage.discard(first * clusterBytes, length);
-  }
-
   async #makeTable(index: number): Promise<void> {
     const { file, mapping } = this;
     await file.event("l2_alloc_write");
@@ -370,9 +308,7 @@ export class WriteBack {
   }
 
   #useTable(index: number, offset: number): void {
-    this.mapping.setTableOffset(index, offset, true);
-    this.#dirtyL1.add(index);
-    this.#newTables.add(index);
+    this.#l1.setNew(index, offset);
     this.file.metadata.addTable("active L2 table", offset);
   }
 }
