@@ -108,6 +108,12 @@ export class UnixConnection implements Disposable {
     libc().shutdown(this.descriptor, SHUT_WR);
   }
 
+  /** Refuses what the other side sends from here on; what has come can still be received. */
+  endReceiving(): void {
+    const SHUT_RD = 0;
+    libc().shutdown(this.descriptor, SHUT_RD);
+  }
+
   /** Ends the connection. */
   close(): void {
     if (this.#closed) return;

@@ -34,6 +34,8 @@ const SINGLES = [
   "started",
   "depthSum",
   "batches",
+  /** Requests that were taken from the rings once more, since the back-end before had not ended them. */
+  "replayed",
   "published",
   "calls",
   "callsSuppressed",

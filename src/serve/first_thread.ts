@@ -10,6 +10,7 @@ import { UringEngine } from "../storage/uring_engine.ts";
 import { VhostUserBackEnd } from "../transport/vhost_user/back_end.ts";
 import { ControlReader, WISH } from "./control.ts";
 import { ControlSocket } from "./control_socket.ts";
+import { Crash } from "./crash.ts";
 import { Figures } from "./figures.ts";
 import { Loop } from "./loop.ts";
 import { Observers, type Tell } from "./observers.ts";
@@ -45,9 +46,8 @@ async function serveImage(
   post: (news: ThreadNews) => void,
 ): Promise<void> {
   const { image } = served;
-  const crashes: unknown[] = [];
-  const crashed = (error: unknown) => void crashes.push(error);
-  const device = new BlkDevice(image, start.device, { ...observers.device, crashed });
+  const crash = new Crash();
+  const device = new BlkDevice(image, start.device, { ...observers.device, crashed: crash.note });
   const otherFigures = start.otherFigures.map((memory) => new Figures(memory));
   if (otherFigures.length > 0) served.checkDivisible(device);
   const watches = new Watches(engine);
@@ -67,51 +67,59 @@ async function serveImage(
       observers.disconnected(reason);
       if (start.once) stop();
     },
-    crashed,
+    crashed: crash.note,
   });
   const refresh = async () => {
     observers.refresh(device, image, host.kickCount);
     if (otherFigures.length > 0) await others.during(() => others.refresh());
   };
-  const commandListener = start.controlPath === null ? null : UnixServer.listen(start.controlPath);
-  const commands = commandListener === null ? null : new ControlSocket(commandListener, watches, {
-    resize: async (request) => ({
-      size: await resizeServed(request, device, image, (sizeBytes) => others.resize(sizeBytes)),
-    }),
-    statistics: async () => {
-      await refresh();
-      return { ...threadsReport(observers.figures, otherFigures) };
-    },
-    stop: () => {
-      stop();
-      return {};
-    },
-  });
-  const control = new ControlReader(start.control);
-  const watch = watches.add(control.descriptor, () => {
-    const wishes = control.take();
-    if ((wishes & WISH.statistics) !== 0) {
-      void others.during(() => refresh().then(() => post({ news: "statistics" })));
-    }
-    if ((wishes & WISH.stop) !== 0) stop();
-  });
-  const { sizeBytes, format } = image;
-  post({ news: "ready", sizeBytes, format, identity: served.identity, ends: others.ends });
-  await loop.run({
-    isOver: () => stopping !== null || crashes.length > 0,
-    isBusy: () =>
-      device.inFlightCount > 0 ||
-      // Their answers wake the thread.
-      (!others.waiting && (others.busy || server.busy || (commands?.busy ?? false))),
-    inFlight: () => device.inFlightCount,
-    look: () => device.poll(),
-    endLooking: () => device.endPolling(),
-    mustPoll: () => host.polls,
-    poll: () => host.pollRings(),
-  });
-  if (crashes.length > 0) throw crashes[0];
-  await loop.until(stopping!);
-  observers.refresh(device, image, host.kickCount);
-  watch.close();
-  commands?.close();
+  let commands: ControlSocket | null = null;
+  try {
+    const commandListener = start.controlPath === null ? null : UnixServer.listen(start.controlPath);
+    commands = commandListener === null ? null : new ControlSocket(commandListener, watches, {
+      resize: async (request) => ({
+        size: await resizeServed(request, device, image, (sizeBytes) => others.resize(sizeBytes)),
+      }),
+      statistics: async () => {
+        await refresh();
+        return { ...threadsReport(observers.figures, otherFigures) };
+      },
+      stop: () => {
+        stop();
+        return {};
+      },
+    });
+    const control = new ControlReader(start.control);
+    const watch = watches.add(control.descriptor, () => {
+      const wishes = control.take();
+      if ((wishes & WISH.statistics) !== 0) {
+        void others.during(() => refresh().then(() => post({ news: "statistics" })));
+      }
+      if ((wishes & WISH.stop) !== 0) stop();
+    });
+    const { sizeBytes, format } = image;
+    post({ news: "ready", sizeBytes, format, identity: served.identity, ends: others.ends });
+    await loop.run({
+      isOver: () => stopping !== null || crash.happened,
+      isBusy: () =>
+        device.inFlightCount > 0 ||
+        // Their answers wake the thread.
+        (!others.waiting && (others.busy || server.busy || (commands?.busy ?? false))),
+      inFlight: () => device.inFlightCount,
+      look: () => device.poll(),
+      endLooking: () => device.endPolling(),
+      mustPoll: () => host.polls,
+      poll: () => host.pollRings(),
+    });
+    await loop.until(crash.unless(stopping));
+    observers.refresh(device, image, host.kickCount);
+    watch.close();
+  } catch (error) {
+    // Whoever waits for this thread learns that there is nothing to wait for, and its sockets go.
+    server.abandon();
+    others.abandon();
+    throw error;
+  } finally {
+    commands?.close();
+  }
 }

@@ -36,8 +36,13 @@ export class HandOver {
   /** A connection whose other end the other thread gets. */
   connect(): UnixConnection {
     const [here, there] = UnixConnection.pair();
-    // So few of them are never more than the socket has room for.
-    this.#socket.send(new Uint8Array(Int32Array.of(there.descriptor).buffer), [], 0);
+    try {
+      // So few of them are never more than the socket has room for.
+      this.#socket.send(new Uint8Array(Int32Array.of(there.descriptor).buffer), [], 0);
+    } catch {
+      // The other thread has ended, and is about to say why: this connection ends before it began.
+      there.close();
+    }
     return here;
   }
 
@@ -68,26 +73,32 @@ export class HandedOver implements Listener {
 
   accept(_timeoutMs: 0): UnixConnection | null {
     if (this.#ended) return null;
-    using descriptors = new DescriptorList();
-    const bytes = new Uint8Array(NUMBER_BYTES);
-    // A number is sent as a whole, and so few bytes are never cut.
-    const count = this.#socket.receiveSome(bytes, descriptors);
-    if (count === NUMBER_BYTES) return new UnixConnection(new Int32Array(bytes.buffer)[0]);
-    if (count === 0) {
-      this.#ended = true;
-      this.#onEnd();
-    }
+    const next = this.#next();
+    if (next !== "end") return next;
+    this.#ended = true;
+    this.#onEnd();
     return null;
   }
 
   /** Ends it; what was handed over and not taken is closed: its other end must not wait for ever. */
   close(): void {
     if (this.#closed) return;
-    this.#closed = true;
+    this.#closed = this.#ended = true;
+    // Nothing more may come behind what is looked at now.
+    this.#socket.endReceiving();
     try {
-      for (let left; (left = this.accept(0)) !== null;) left.close();
+      for (let left; (left = this.#next()) instanceof UnixConnection;) left.close();
     } finally {
       this.#socket.close();
     }
+  }
+
+  #next(): UnixConnection | "end" | null {
+    using descriptors = new DescriptorList();
+    const bytes = new Uint8Array(NUMBER_BYTES);
+    // A number is sent as a whole, and so few bytes are never cut.
+    const count = this.#socket.receiveSome(bytes, descriptors);
+    if (count === 0) return "end";
+    return count === NUMBER_BYTES ? new UnixConnection(new Int32Array(bytes.buffer)[0]) : null;
   }
 }

@@ -26,7 +26,12 @@ scope.onmessage = async ({ data }) => {
     messages.tellOmitted();
     post({ news: "ended" });
   } catch (error) {
-    const { message, hint } = error as Error & { hint?: string };
-    post({ news: "ended", error: { message, hint } });
+    const { message, hint, stack } = error as Error & { hint?: string };
+    post({ news: "ended", error: isBug(error) ? { message, stack } : { message, hint } });
   }
 };
+
+/** Whether it is none of the errors that are made for somebody to read. */
+function isBug(error: unknown): boolean {
+  return [TypeError, RangeError, ReferenceError, SyntaxError].some((bug) => error instanceof bug);
+}

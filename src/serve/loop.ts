@@ -32,10 +32,10 @@ export interface Work {
 
 /** Waits for the ring, and lets promises go on, without Deno's event loop. */
 export class Loop {
-  readonly #engine: UringEngine;
+  readonly #engine: Pick<UringEngine, "active" | "pollOnce">;
   readonly #patience: Patience;
 
-  constructor(engine: UringEngine, pollNanoseconds: number) {
+  constructor(engine: Pick<UringEngine, "active" | "pollOnce">, pollNanoseconds: number) {
     this.#engine = engine;
     this.#patience = new Patience(pollNanoseconds / 1e6);
   }
@@ -65,6 +65,8 @@ export class Loop {
       await this.#settle(work);
       if (work.mustPoll()) {
         work.poll();
+        // The others' drivers may not have been asked to notify, and one notification may stand for more than a turn.
+        work.look();
         engine.pollOnce(0);
       } else if (patience.isLeft) {
         const found = work.look();
@@ -73,7 +75,9 @@ export class Loop {
       } else if (work.endLooking()) {
         // What was found then is carried out, and its calls are submitted with the wait.
         await this.#settle(work);
-        if (!work.isBusy() || engine.active > 0) patience.sleep(() => engine.pollOnce(-1));
+        // Meanwhile a queue may have gone on that was held, and found more than fits into a turn; or all may be over.
+        const canSleep = !work.isOver() && work.endLooking() && (!work.isBusy() || engine.active > 0);
+        if (canSleep) patience.sleep(() => engine.pollOnce(-1));
         else engine.pollOnce(0);
       } else engine.pollOnce(0);
       // What ended without being waited for, such as a connection.

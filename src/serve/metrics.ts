@@ -44,6 +44,12 @@ const SINGLES: readonly SingleMetric[] = [
     help: "Sum of the requests in flight as each one started; by vblk_requests_started_total, the mean depth.",
     figure: "depthSum",
   },
+  {
+    name: "vblk_requests_replayed_total",
+    type: "counter",
+    help: "Requests that were in flight as the process before this one ended, and were carried out again.",
+    figure: "replayed",
+  },
   { name: "vblk_batches_total", type: "counter", help: "Looks at a ring that found buffers.", figure: "batches" },
   {
     name: "vblk_batch_buffers_total",

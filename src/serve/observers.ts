@@ -63,6 +63,12 @@ export class Observers {
         const hint = sharedMemoryHint(violation);
         if (traced === undefined || hint !== undefined) tell(formatVhostUserViolation(violation), hint);
       },
+      kickedInVain: (ring) => {
+        tell(
+          `ring ${ring} is kicked, and nothing is in it: the front-end seems to keep the guest's memory to itself`,
+          SHARE,
+        );
+      },
     };
   }
 
@@ -88,11 +94,12 @@ export class Observers {
   /** Brings up to date what is not counted request by request. */
   refresh(device: BlkDevice, image: Image, kicks: number): void {
     const { counters, inFlightCount } = device;
-    const { bursts, published, calls, callsSuppressed } = counters;
+    const { bursts, replayed, published, calls, callsSuppressed } = counters;
     const { tableLookups } = image as { tableLookups?: { hits: number; misses: number } };
     const { hits, misses } = tableLookups ?? { hits: 0, misses: 0 };
     this.figures.set({
       batches: bursts,
+      replayed,
       published,
       calls,
       callsSuppressed,
@@ -105,12 +112,16 @@ export class Observers {
   }
 }
 
+const SHARE = "the guest's memory must be shared. QEMU: -object memory-backend-memfd,share=on,id=mem,size=SIZE " +
+  "-machine memory-backend=mem; Cloud Hypervisor: --memory shared=on";
+
 /** Rules that a front-end breaks when it has no memory to share. */
 const MEMORY_RULES: readonly string[] = ["memory-map", "fds-missing"];
 
 /** What to do about memory that can't be shared; nothing for other mistakes. */
 export function sharedMemoryHint({ rule, found }: Violation): string | undefined {
+  // QEMU leaves memory out that has no descriptor, all of it perhaps, and says nothing.
+  if (rule === "ring-memory") return /\b0 regions/.test(found) ? SHARE : undefined;
   if (!MEMORY_RULES.includes(rule) || rule === "fds-missing" && !/MEM_(TABLE|REG)/.test(found)) return undefined;
-  return "the guest's memory must be shared. QEMU: -object memory-backend-memfd,share=on,id=mem,size=SIZE " +
-    "-machine memory-backend=mem; Cloud Hypervisor: --memory shared=on";
+  return SHARE;
 }

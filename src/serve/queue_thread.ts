@@ -8,6 +8,7 @@ import { BlkDevice } from "../blk/device.ts";
 import { UringEngine } from "../storage/uring_engine.ts";
 import { VhostUserBackEnd } from "../transport/vhost_user/back_end.ts";
 import { ControlRefusal, ControlSocket } from "./control_socket.ts";
+import { Crash } from "./crash.ts";
 import { HandedOver } from "./handed_over.ts";
 import { Loop } from "./loop.ts";
 import { Observers, type Tell } from "./observers.ts";
@@ -56,9 +57,8 @@ async function serveImage(
   onStop: (stop: () => void) => void,
   post: (news: ThreadNews) => void,
 ): Promise<void> {
-  const crashes: unknown[] = [];
-  const crashed = (error: unknown) => void crashes.push(error);
-  const device = new BlkDevice(image, start.device, { ...observers.device, crashed });
+  const crash = new Crash();
+  const device = new BlkDevice(image, start.device, { ...observers.device, crashed: crash.note });
   const watches = new Watches(engine);
   const host = new UringHost(engine, watches);
   const backEnd = new VhostUserBackEnd(device, host, observers.session, "first");
@@ -72,7 +72,7 @@ async function serveImage(
     ended: (reason) => {
       if (reason.kind === "refused") observers.disconnected(reason);
     },
-    crashed,
+    crashed: crash.note,
   });
   const refresh = () => observers.refresh(device, image, host.kickCount);
   const commands = new ControlSocket(callers, watches, {
@@ -93,7 +93,7 @@ async function serveImage(
   try {
     post({ news: "ready", sizeBytes: image.sizeBytes, format: image.format, identity, ends: [] });
     await loop.run({
-      isOver: () => stopping !== null || crashes.length > 0,
+      isOver: () => stopping !== null || crash.happened,
       isBusy: () => device.inFlightCount > 0 || server.busy || commands.busy,
       inFlight: () => device.inFlightCount,
       look: () => device.poll(),
@@ -101,8 +101,7 @@ async function serveImage(
       mustPoll: () => host.polls,
       poll: () => host.pollRings(),
     });
-    if (crashes.length > 0) throw crashes[0];
-    await loop.until(stopping!);
+    await loop.until(crash.unless(stopping));
     refresh();
   } finally {
     // The first thread waits for what it has asked, and for the end.

@@ -89,11 +89,21 @@ export class QueueThreads implements OtherBackEnds {
 
   /** Ends them; ends when nothing of theirs is under way. */
   async close(): Promise<void> {
+    this.#letGo();
+    await Promise.all(this.#threads.map(({ client }) => client.ended));
+  }
+
+  /** Leaves it to them to end, after a bug of ours here. */
+  abandon(): void {
+    for (const link of this.#links) void link.close();
+    this.#letGo();
+  }
+
+  #letGo(): void {
     for (const { sessions, commands } of this.#threads) {
       sessions.close();
       commands.close();
     }
-    await Promise.all(this.#threads.map(({ client }) => client.ended));
   }
 
   async #tell(command: Readonly<Record<string, unknown>>): Promise<void> {

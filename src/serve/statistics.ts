@@ -32,6 +32,8 @@ export interface ServedReport {
   /** How many were in flight as one started, on average, itself included. */
   readonly meanDepth: number;
   readonly buffers: number;
+  /** Requests that a process before this one had in flight as it ended, and that were carried out again. */
+  readonly replayed: number;
   readonly batches: number;
   readonly meanBatch: number;
   /** Notifications by the driver, and of the driver. */
@@ -92,6 +94,7 @@ export function servedReport(figures: Figures): ServedReport {
     inFlight: get("inFlight"),
     meanDepth: share(get("depthSum"), get("started")),
     buffers: get("published"),
+    replayed: get("replayed"),
     batches: get("batches"),
     meanBatch: share(get("published"), get("batches")),
     kicks: get("kicks"),

@@ -53,6 +53,14 @@ export interface QueueThreadStart extends CommonStart {
   readonly identity: string;
 }
 
+/** Why a thread has ended before it was to. */
+export interface ThreadFailure {
+  readonly message: string;
+  readonly hint?: string;
+  /** Of a bug of ours; a failure has none. */
+  readonly stack?: string;
+}
+
 /** What a thread tells. */
 export type ThreadNews =
   | {
@@ -65,4 +73,4 @@ export type ThreadNews =
   | { readonly news: "message"; readonly text: string; readonly hint?: string }
   /** The numbers in shared memory are up to date. */
   | { readonly news: "statistics" }
-  | { readonly news: "ended"; readonly error?: { readonly message: string; readonly hint?: string } };
+  | { readonly news: "ended"; readonly error?: ThreadFailure };

@@ -72,9 +72,11 @@ export class VhostUserServer {
     this.#listener.close();
   }
 
-  /** Lets go of the front-end without a word, after a bug of ours: it must not wait for ever. */
+  /** Lets go of the front-end without a word, after a bug of ours: nobody must wait for ever. */
   abandon(): void {
+    this.#stopping = true;
     this.#socket?.close();
+    this.#listener.close();
   }
 
   #accept(): void {

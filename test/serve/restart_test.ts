@@ -5,7 +5,12 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { Mapping } from "../../src/host/mapping.ts";
-import { QueueRegion, SPLIT_REGION, SPLIT_STATE } from "../../src/transport/vhost_user/inflight_layout.ts";
+import {
+  QueueRegion,
+  roomyQueueSize,
+  SPLIT_REGION,
+  SPLIT_STATE,
+} from "../../src/transport/vhost_user/inflight_layout.ts";
 import { Random } from "../random.ts";
 import { requires } from "../requires.ts";
 import { Folder, run, tryRun } from "../storage/support.ts";
@@ -248,7 +253,7 @@ Deno.test({
       }
       const view = new DataView(guest.area!.payload.buffer, guest.area!.payload.byteOffset);
       using area = Mapping.ofFile(guest.area!.fd, { lengthBytes: Number(view.getBigUint64(0, true)) });
-      const region = new QueueRegion(area.bytes, 0, guest.size);
+      const region = new QueueRegion(area.bytes, 0, roomyQueueSize(guest.size));
       region.clear();
       order.forEach((head, counter) => {
         const at = SPLIT_REGION.desc + head * SPLIT_STATE.bytes;
