@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { missing, type Requirement } from "./requires.ts";
 
 /** What `.ci/trixie` unpacks and this project uses. */
-export type TrixieProgram = "qemu-img" | "qemu-io" | "qemu-storage-daemon" | "fio";
+export type TrixieProgram = "qemu-img" | "qemu-io" | "qemu-storage-daemon" | "qemu-system-x86_64" | "fio";
 
 /** How to start a program, for `Deno.Command`. */
 export interface TrixieCommand {
@@ -46,9 +46,16 @@ export async function makeTrixie(): Promise<void> {
 export function trixie(program: TrixieProgram, ...args: readonly string[]): TrixieCommand {
   const root = trixieRoot();
   const libraries = join(root, LIBRARIES);
+  // An emulator looks for its firmware beside itself, and takes the linker's place for its own.
+  const folders = program === "qemu-system-x86_64" ? ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] : [];
+  const firmware = folders.flatMap((folder) => ["-L", join(root, folder)]);
   return {
     command: join(root, "usr/lib64/ld-linux-x86-64.so.2"),
-    args: ["--library-path", `${libraries}:${join(libraries, "ceph")}`, join(root, "usr/bin", program), ...args],
+    args: [
+      ...["--library-path", `${libraries}:${join(libraries, "ceph")}`, join(root, "usr/bin", program)],
+      ...firmware,
+      ...args,
+    ],
     env: { QEMU_MODULE_DIR: join(libraries, "qemu") },
   };
 }

@@ -6,23 +6,31 @@ import { Random } from "../random.ts";
 import { Folder, run } from "../storage/support.ts";
 import * as checks from "./guest/checks.ts";
 import { LinuxGuest } from "./guest/linux_guest.ts";
-import { requiresGuest } from "./guest/pieces.ts";
-import { ServedDisk } from "./guest/served_disk.ts";
+import { QEMUS, requiresGuest } from "./guest/pieces.ts";
+import { ServedDisk, statistics } from "./guest/served_disk.ts";
 
 const DISK_BYTES = 64 << 20;
 
-Deno.test({
-  name: "a Linux guest uses disks served by vblk",
-  ...requiresGuest(),
-  async fn(t) {
-    using folder = new Folder();
-    await using guest = await LinuxGuest.boot(folder.path);
-    await t.step("raw, two queues", (t) => rawDisk(t, folder, guest));
-    await t.step("qcow2, packed rings", (t) => qcow2Disk(t, folder, guest));
-    await t.step("read-only: shown as such, and not written", () => readOnlyDisk(folder, guest));
-    await t.step("blocks of 4096 bytes", (t) => largeBlocks(t, folder, guest));
-  },
-});
+for (const qemu of QEMUS) {
+  Deno.test({
+    name: `a Linux guest uses disks served by vblk (${qemu} QEMU)`,
+    ...requiresGuest(qemu),
+    async fn(t) {
+      using folder = new Folder();
+      await using guest = await LinuxGuest.boot(folder.path, qemu);
+      await t.step("raw, two queues", (t) => rawDisk(t, folder, guest));
+      await t.step("qcow2, packed rings", (t) => qcow2Disk(t, folder, guest));
+      await t.step("read-only: shown as such, and not written", () => readOnlyDisk(folder, guest));
+      await t.step("blocks of 4096 bytes, by the legacy interface", (t) => largeBlocks(t, folder, guest));
+      // What is the image's side alone.
+      if (qemu === "installed") return;
+      for (const mode of ["none", "unsafe", "directsync"]) {
+        await t.step(`-t ${mode}`, () => cacheMode(folder, guest, mode));
+      }
+      await t.step("raw, four queues on two threads", () => twoThreads(folder, guest));
+    },
+  });
+}
 
 async function rawDisk(t: Deno.TestContext, folder: Folder, guest: LinuxGuest): Promise<void> {
   const image = folder.file("disk.img");
@@ -89,7 +97,7 @@ async function qcow2Disk(t: Deno.TestContext, folder: Folder, guest: LinuxGuest)
     "--device",
     "packed=on,num-queues=2",
   );
-  let device = await guest.plug("qcow2", disk.socket, { "num-queues": 2, packed: "on" });
+  let device = await guest.plug("qcow2", disk.socket, { "num-queues": 2, packed: true });
   await t.step("the driver took packed rings", async () => {
     const features = await guest.ok(`cat ${checks.sysfs(device)}/device/features`);
     assertEquals(features[34], "1");
@@ -105,7 +113,7 @@ async function qcow2Disk(t: Deno.TestContext, folder: Folder, guest: LinuxGuest)
   });
   await t.step("removed and added again, it holds the same", async () => {
     await guest.unplug("qcow2");
-    device = await guest.plug("qcow2", disk.socket, { "num-queues": 2, packed: "on" });
+    device = await guest.plug("qcow2", disk.socket, { "num-queues": 2, packed: true });
     await checks.fileSystemHolds(guest, device, sums);
   });
   await guest.unplug("qcow2");
@@ -138,7 +146,7 @@ async function largeBlocks(t: Deno.TestContext, folder: Folder, guest: LinuxGues
   const socket = folder.file("4k.sock");
   const options = ["-f", "raw", "--device", "logical_block_size=4096,physical_block_size=4096"];
   await using disk = await ServedDisk.start(image, socket, ...options);
-  const device = await guest.plug("large", disk.socket);
+  const device = await guest.plug("large", disk.socket, { "disable-modern": true, "disable-legacy": "off" });
   await t.step("the guest knows", async () => {
     assertEquals(await checks.queueLimit(guest, device, "logical_block_size"), "4096");
     assertEquals(await checks.queueLimit(guest, device, "physical_block_size"), "4096");
@@ -147,5 +155,35 @@ async function largeBlocks(t: Deno.TestContext, folder: Folder, guest: LinuxGues
   await t.step("a file system", async () => void await checks.fileSystem(guest, device));
   await guest.unplug("large");
   assertEquals(await disk.stop(), 0);
+  run("e2fsck", "-fn", image);
+}
+
+async function cacheMode(folder: Folder, guest: LinuxGuest, mode: string): Promise<void> {
+  const image = folder.file("mode.img");
+  run("qemu-img", "create", "-q", "-f", "raw", image, String(DISK_BYTES));
+  await using disk = await ServedDisk.start(image, folder.file("mode.sock"), "-f", "raw", "-t", mode);
+  const device = await guest.plug("mode", disk.socket);
+  await guest.ok(checks.fioVerify(device, "--size=4M"));
+  await checks.fileSystem(guest, device);
+  await guest.unplug("mode");
+  assertEquals(await disk.stop(), 0);
+  assertEquals(disk.errors, "");
+  run("e2fsck", "-fn", image);
+}
+
+async function twoThreads(folder: Folder, guest: LinuxGuest): Promise<void> {
+  const image = folder.file("threads.img");
+  run("qemu-img", "create", "-q", "-f", "raw", image, String(DISK_BYTES));
+  const control = folder.file("threads.control");
+  const options = ["-f", "raw", "--iothreads", "2", "--device", "num-queues=4", "--control", control];
+  await using disk = await ServedDisk.start(image, folder.file("threads.sock"), ...options);
+  const device = await guest.plug("threads", disk.socket, { "num-queues": 4 });
+  await guest.ok(checks.fioVerify(device, "--size=8M --numjobs=2 --offset_increment=16M"));
+  await checks.fileSystem(guest, device);
+  // Linux takes a queue for each of its two processors: one for each thread.
+  for (const { buffers } of (await statistics(control)).threads!) assert(buffers > 100, `${buffers} buffers`);
+  await guest.unplug("threads");
+  assertEquals(await disk.stop(), 0);
+  assertEquals(disk.errors, "");
   run("e2fsck", "-fn", image);
 }

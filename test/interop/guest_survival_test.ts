@@ -1,20 +1,21 @@
 /** What a Linux guest does not notice, or gets over: a back-end killed under load, a stop, a reset, a disk torn out. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assertEquals } from "@std/assert";
 import { Folder, run } from "../storage/support.ts";
 import * as checks from "./guest/checks.ts";
 import { LinuxGuest } from "./guest/linux_guest.ts";
+import { load, loadEnds, written } from "./guest/load.ts";
 import { requiresGuest } from "./guest/pieces.ts";
 import { ServedDisk } from "./guest/served_disk.ts";
 
 const DISK_BYTES = 64 << 20;
 
 Deno.test({
-  name: "a Linux guest and its disks survive what happens to either",
-  ...requiresGuest(),
+  name: "a Linux guest and its disks survive what happens to either (trixie QEMU)",
+  ...requiresGuest("trixie"),
   async fn(t) {
     using folder = new Folder();
-    await using guest = await LinuxGuest.boot(folder.path);
+    await using guest = await LinuxGuest.boot(folder.path, "trixie");
     for (const format of ["raw", "qcow2"]) {
       await t.step(format, (t) => severeLife(t, folder, guest, format));
     }
@@ -31,9 +32,9 @@ async function severeLife(t: Deno.TestContext, folder: Folder, guest: LinuxGuest
   const image = folder.file(`severe.${format}`);
   run("qemu-img", "create", "-q", "-f", format, image, String(DISK_BYTES));
   // Half of the tests with each kind of ring.
-  const packed = format === "qcow2" ? "on" : "off";
-  const properties = { "num-queues": 2, packed };
-  const options = ["-f", format, "--device", `num-queues=2,packed=${packed}`];
+  const properties = { "num-queues": 2, packed: format === "qcow2" };
+  const options = ["-f", format, "--device", `num-queues=2,packed=${format === "qcow2" ? "on" : "off"}`];
+  if (format === "raw") options.push("--iothreads", "2");
   await using disk = await ServedDisk.start(image, folder.file(`${format}.sock`), ...options);
   let device = await guest.plug(format, disk.socket, properties);
 
@@ -86,26 +87,6 @@ async function severeLife(t: Deno.TestContext, folder: Folder, guest: LinuxGuest
   assertEquals(await disk.stop(), 0);
   assertEquals(disk.errors, "");
   if (format === "qcow2") run("qemu-img", "check", "-q", image);
-}
-
-/** Starts fio in the guest. */
-async function load(guest: LinuxGuest, device: string, more: string): Promise<void> {
-  await guest.ok(`rm -f /tmp/load; base=$(awk '{ print $5 }' ${checks.sysfs(device)}/stat)`);
-  await guest.ok(`${checks.fioVerify(device, more)} >/tmp/load 2>&1 & load=$!`);
-}
-
-/** Waits until so many writes have ended since the load began. */
-async function written(guest: LinuxGuest, device: string, count: number): Promise<void> {
-  const stat = `awk '{ print $5 }' ${checks.sysfs(device)}/stat`;
-  await guest.ok(`while [ $(${stat}) -lt $((base + ${count})) ]; do kill -0 $load && usleep 10000 || break; done`);
-}
-
-/** Waits for fio: it did not end before this was asked, and found nothing wrong. */
-async function loadEnds(guest: LinuxGuest): Promise<void> {
-  const { status } = await guest.run("kill -0 $load");
-  assert(status === 0, `the load was over too soon: ${(await guest.run("cat /tmp/load")).output}`);
-  const end = await guest.run("wait $load");
-  assert(end.status === 0, `fio: ${(await guest.run("cat /tmp/load")).output}\n${guest.kernelLog()}`);
 }
 
 async function syncedOutlivesKill(folder: Folder, guest: LinuxGuest, mode: string, cacheType?: string): Promise<void> {

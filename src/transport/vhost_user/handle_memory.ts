@@ -6,7 +6,7 @@
 
 import { DirtyLog } from "./dirty_log.ts";
 import { checkInflight, InflightArea } from "./inflight_area.ts";
-import { inflightAreaBytes } from "./inflight_layout.ts";
+import { inflightAreaBytes, roomyQueueSize } from "./inflight_layout.ts";
 import type { Message, Outcome } from "./messages.ts";
 import { messageOf } from "./memory_table.ts";
 import { vhostUserViolation } from "./rules.ts";
@@ -96,7 +96,7 @@ export function getInflightFd(session: Session, { view, bytes }: Message): Outco
   const { queues, queueSize } = readInflight(view);
   const refused = checkInflight({ mmapSizeBytes: 0, mmapOffset: 0, queues, queueSize }, session.rings.length);
   if (refused !== null) return refused;
-  const mmapSizeBytes = inflightAreaBytes(queues, queueSize);
+  const mmapSizeBytes = inflightAreaBytes(queues, roomyQueueSize(queueSize));
   // The reply has the size of the request, padded or not: QEMU insists on it.
   const payload = new Uint8Array(bytes.byteLength);
   payload.set(encodeInflight({ mmapSizeBytes, mmapOffset: 0, queues, queueSize }));

@@ -6,7 +6,14 @@
  */
 
 import type { Violation } from "../../virtio/violation.ts";
-import { CONFIG_NOTE, CONFIG_NOTE_MAGIC, inflightAreaBytes, QueueRegion, queueRegionBytes } from "./inflight_layout.ts";
+import {
+  CONFIG_NOTE,
+  CONFIG_NOTE_MAGIC,
+  inflightAreaBytes,
+  QueueRegion,
+  queueRegionBytes,
+  roomyQueueSize,
+} from "./inflight_layout.ts";
 import { messageOf } from "./memory_table.ts";
 import { vhostUserViolation } from "./rules.ts";
 import type { MappedBytes, VhostUserHost } from "./seams.ts";
@@ -41,7 +48,10 @@ export class InflightArea {
 
   /** Maps the area that a front-end sent. */
   static map(host: VhostUserHost, fd: number, description: InflightDescription): InflightArea | Violation {
-    const { mmapSizeBytes, mmapOffset, queues, queueSize } = description;
+    const { mmapSizeBytes, mmapOffset, queues } = description;
+    // Only its size tells an area that was made here from one that has just what the front-end asked for.
+    const roomy = roomyQueueSize(description.queueSize);
+    const queueSize = mmapSizeBytes < inflightAreaBytes(queues, roomy) ? description.queueSize : roomy;
     const needed = inflightAreaBytes(queues, queueSize);
     if (mmapSizeBytes < needed || mmapOffset % 8 !== 0 || !Number.isSafeInteger(mmapOffset + needed)) {
       const found = `${mmapSizeBytes} bytes at offset ${mmapOffset}, ${needed} are needed at a multiple of 8`;

@@ -57,6 +57,18 @@ export const CONFIG_NOTE = { magic: 0, offset: 4, length: 6, data: 8, bytes: 64 
 /** "vblk". */
 export const CONFIG_NOTE_MAGIC = 0x6b6c6276;
 
+/** The longest ring that QEMU gives a guest (its VIRTQUEUE_MAX_SIZE). */
+const FRONT_END_MAX_SIZE = 1024;
+
+/**
+ * How many entries each ring gets in an area that is made here for rings of `queueSize`. QEMU 10 asks for as many as its
+ * property queue-size says, and lets the guest have rings of 1024 descriptors all the same. The size of the area is the
+ * back-end's to choose, and comes back with it.
+ */
+export function roomyQueueSize(queueSize: number): number {
+  return Math.max(queueSize, FRONT_END_MAX_SIZE);
+}
+
 /** Size of the whole area, in bytes. */
 export function inflightAreaBytes(queues: number, queueSize: number): number {
   return queues * queueRegionBytes(queueSize) + CONFIG_NOTE.bytes;

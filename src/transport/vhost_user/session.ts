@@ -67,6 +67,8 @@ export interface SessionObservers {
   trace?: TraceSink;
   /** Takes what the front-end or its driver was refused, whether the connection lives on or not. */
   refused?: (violation: Violation) => void;
+  /** Is told, once a connection, that a driver kicks a new ring again and again in which nothing is to be seen. */
+  kickedInVain?: (ring: number) => void;
 }
 
 /** One connection's state. */
@@ -94,6 +96,7 @@ export class Session implements VringContext {
   #channel: BackendChannel | null = null;
   /** The configuration changed while nothing may be sent. */
   #configChangePending = false;
+  #toldOfKicks = false;
   /** Rings of this device are running that others have. */
   #othersRunning = false;
 
@@ -170,6 +173,11 @@ export class Session implements VringContext {
     const { layout } = queue;
     this.observers.trace?.({ event: "queue", queue: index, layout, size, descAddress, driverAddress, deviceAddress });
     if (this.#configChangePending) this.configChanged();
+  }
+
+  kickedInVain(index: number): void {
+    if (!this.#toldOfKicks) this.observers.kickedInVain?.(index);
+    this.#toldOfKicks = true;
   }
 
   refused(violation: Violation): void {

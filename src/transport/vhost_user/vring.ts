@@ -22,6 +22,9 @@ import { after, type Closable, type Completion, type Notifier } from "./seams.ts
 import type { VringAddress } from "./vhost_user_layout.ts";
 import type { VringContext } from "./vring_context.ts";
 
+/** Kicks of a new ring that may find nothing: QEMU sends one by itself when it starts a ring. */
+const KICKS_IN_VAIN = 1;
+
 /** A ring. */
 export class Vring {
   readonly #index: number;
@@ -43,6 +46,8 @@ export class Vring {
   #paused = false;
   /** Memory is about to change: only `start` goes on. */
   #resting = false;
+  /** Kicks of the running ring, while nothing was ever in it; `null` once something was, or may have been. */
+  #inVain: number | null = null;
   /** The last start failed, and nothing was changed since. */
   #hopeless = false;
 
@@ -253,7 +258,18 @@ export class Vring {
       this.#context.refused(refused);
     } else if (this.#queue !== null && this.#enabled) {
       this.#context.device.kick(this.#index);
+      if (this.#inVain !== null) this.#doubt(this.#queue, this.#inVain);
     }
+  }
+
+  /**
+   * A driver makes buffers available before it kicks. Where kicks come and nothing is ever there, the front-end has most
+   * likely mapped the guest's memory for itself alone, and we see other pages: nothing tells that when a ring is set up.
+   */
+  #doubt(queue: Virtqueue, before: number): void {
+    const isNew = queue.counters.popped === 0 && queue.violation === null;
+    this.#inVain = isNew && before < KICKS_IN_VAIN ? before + 1 : null;
+    if (isNew && this.#inVain === null) this.#context.kickedInVain(this.#index);
   }
 
   #open(address: VringAddress, features: bigint): Violation | null {
@@ -268,6 +284,9 @@ export class Vring {
     const config = queueConfig(table.memory, this.#size, located, features);
     const opened = openQueue(config, this.#packed, this.#base, region);
     if ("rule" in opened) return opened;
+    // A ring that was used before may have been kicked for what the back-end before took from it.
+    const isNew = this.#base === (this.#packed ? 0x8000_8000 : 0) && opened.queue.position === this.#base;
+    this.#inVain = isNew ? 0 : null;
     this.#queue = opened.queue;
     this.#inflight = opened.record;
     this.#region = region;

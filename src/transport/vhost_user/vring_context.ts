@@ -27,6 +27,8 @@ export interface VringContext {
   inflightRegion(index: number, size: number): QueueRegion | null | Violation;
   /** A ring could not be started, outside of any message. */
   refused(violation: Violation): void;
+  /** A new ring is kicked, and there is nothing in it. */
+  kickedInVain(index: number): void;
   /** A ring was started. */
   started(index: number, queue: Virtqueue, config: VirtqueueConfig): void;
 }

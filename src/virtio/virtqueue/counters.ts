@@ -8,6 +8,8 @@
 export interface VirtqueueCounters {
   /** Buffers taken from the ring. */
   popped: number;
+  /** Those of them that a device which is gone had taken before, and not returned. */
+  replayed: number;
   /** Times that the device looked at the ring and took something. */
   bursts: number;
   /** Buffers returned. */
@@ -24,7 +26,7 @@ export interface VirtqueueCounters {
 
 /** Counters at zero. */
 export function newCounters(): VirtqueueCounters {
-  return { popped: 0, bursts: 0, pushed: 0, published: 0, batches: 0, calls: 0, callsSuppressed: 0 };
+  return { popped: 0, replayed: 0, bursts: 0, pushed: 0, published: 0, batches: 0, calls: 0, callsSuppressed: 0 };
 }
 
 /** Adds `more` to `sum`. */

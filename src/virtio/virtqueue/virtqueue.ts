@@ -212,7 +212,8 @@ export abstract class Virtqueue {
     this.counters.popped++;
     chain.sequence = this.#sequence;
     this.#sequence = (this.#sequence + 1) >>> 0;
-    if (this.record !== null && !again) this.record.taken(chain);
+    if (again) this.counters.replayed++;
+    else if (this.record !== null) this.record.taken(chain);
     return true;
   }
 

@@ -5,7 +5,7 @@
 
 import { join } from "node:path";
 import { LineReader, PATIENCE_MS, within } from "./line_reader.ts";
-import { guestPieces } from "./pieces.ts";
+import { guestPieces, type Qemu, qemuCommand } from "./pieces.ts";
 import { Monitor } from "./qmp.ts";
 
 /** What a command in the guest came to. */
@@ -39,12 +39,13 @@ export class LinuxGuest implements AsyncDisposable {
   }
 
   /** Boots, and returns when the guest takes commands. `folder` takes its sockets and the kernel's log. */
-  static async boot(folder: string): Promise<LinuxGuest> {
+  static async boot(folder: string, version: Qemu): Promise<LinuxGuest> {
     const { kernel, initramfs, programs } = guestPieces();
     const path = join(folder, "commands");
     await new Deno.Command("mkfifo", { args: [`${path}.in`, `${path}.out`] }).output();
     const { qemu, monitor } = await startQemu(
       folder,
+      version,
       [
         ["-kernel", kernel, "-initrd", initramfs, "-append", "console=ttyS0 loglevel=4 mitigations=off tsc=reliable"],
         ["-chardev", `pipe,id=commands,path=${path}`],
@@ -61,6 +62,11 @@ export class LinuxGuest implements AsyncDisposable {
     await monitor.run("cont");
     await guest.ready();
     return guest;
+  }
+
+  /** QEMU's process. */
+  get pid(): number {
+    return this.#qemu.pid;
   }
 
   /** Waits until the guest has booted, again perhaps. */
@@ -156,10 +162,14 @@ export class LinuxGuest implements AsyncDisposable {
 /** Starts a QEMU that waits for `cont`; what it prints to its first serial port goes to `console` in `folder`. */
 export async function startQemu(
   folder: string,
+  version: Qemu,
   args: readonly string[],
 ): Promise<{ qemu: Deno.ChildProcess; monitor: Monitor }> {
-  const qemu = new Deno.Command("qemu-system-x86_64", {
+  const { command, args: before, env } = qemuCommand(version);
+  const qemu = new Deno.Command(command, {
+    env: { ...env },
     args: [
+      before,
       // A large translation buffer makes each reset of the guest take a minute.
       ["-S", "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg,tb-size=64", "-smp", "2"],
       ["-machine", "pc,memory-backend=mem", "-m", "384M"],

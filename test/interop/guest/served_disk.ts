@@ -1,5 +1,8 @@
 /** An image served by `vblk serve`, as a process of its own that a test may kill and start again. */
 
+import { DescriptorList } from "../../../src/host/socket_message.ts";
+import { UnixConnection } from "../../../src/host/unix_connection.ts";
+import type { ServedReport } from "../../../src/serve/statistics.ts";
 import { CLI } from "../../cli/vblk.ts";
 import { LineReader, PATIENCE_MS, within } from "./line_reader.ts";
 
@@ -32,10 +35,10 @@ export class ServedDisk implements AsyncDisposable {
     return this.#errorText;
   }
 
-  /** Starts it again after `kill` or `stop`. */
-  async start(): Promise<void> {
+  /** Starts it again after `kill` or `stop`; `more` are options of this life only. */
+  async start(...more: string[]): Promise<void> {
     this.#child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--no-prompt", "-RW", "--allow-ffi", CLI, "serve", ...this.#args, this.image].concat(
+      args: ["run", "--no-prompt", "-RW", "--allow-ffi", CLI, "serve", ...this.#args, ...more, this.image].concat(
         "--vhost-user",
         this.socket,
       ),
@@ -95,5 +98,22 @@ export class ServedDisk implements AsyncDisposable {
     await this.#lines!.close();
     await this.#errors!.close();
     return code;
+  }
+}
+
+/** Numbers of a process that takes commands at `control`. */
+export async function statistics(control: string): Promise<ServedReport> {
+  using connection = UnixConnection.connect(control);
+  connection.send(new TextEncoder().encode('{"command":"statistics"}\n'));
+  using descriptors = new DescriptorList();
+  const byte = new Uint8Array(1);
+  const end = Date.now() + PATIENCE_MS;
+  for (let line = "";;) {
+    const got = connection.receive(byte, descriptors, 1);
+    if (got === "all") line += String.fromCharCode(byte[0]);
+    if (line.endsWith("\n")) return JSON.parse(line) as ServedReport;
+    if (got === "end" || Date.now() > end) throw new Error("it gives no statistics");
+    // It may have to wait until somebody reads what it says on stderr.
+    if (got === "timeout") await new Promise((resolve) => setTimeout(resolve, 1));
   }
 }
