@@ -32,6 +32,12 @@ export class BlkDevice implements Device {
   /** Its choices, with every default filled in. */
   readonly options: BlkOptions;
 
+  /**
+   * Whether a driver that runs beside the device (`DeviceEvents`) is shown each request as it ends, or all at the end of a
+   * turn. May be changed at any time. Default: true.
+   */
+  returnsEarly = true;
+
   readonly #context: BlkContext;
   readonly #config: BlkConfigSpace;
   readonly #queues: BlkQueue[];
@@ -56,6 +62,7 @@ export class BlkDevice implements Device {
           usedBuffer: () => this.#events?.usedBuffer(index),
           needsReset: (violation) => this.#events?.needsReset(violation),
           besideDriver: () => this.#events?.besideDriver ?? false,
+          returnsEarly: () => this.returnsEarly,
         }),
     );
   }
@@ -100,6 +107,11 @@ export class BlkDevice implements Device {
   /** Whether a write is on stable storage before it completes. */
   get writethrough(): boolean {
     return this.#context.writethrough;
+  }
+
+  /** Requests taken from all rings since the device was made. */
+  get takenCount(): number {
+    return this.counters.popped;
   }
 
   /** What all queues did since the device was made, resets included. */

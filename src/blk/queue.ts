@@ -21,6 +21,8 @@ export interface BlkQueueEvents {
   needsReset(violation: Violation): void;
   /** As in `DeviceEvents`. */
   besideDriver(): boolean;
+  /** Whether such a driver is shown each request as it ends. */
+  returnsEarly(): boolean;
 }
 
 /**
@@ -164,7 +166,7 @@ export class BlkQueue {
     if (queue === null || queue.violation !== null || this.#pauses > 0) return;
     const besideDriver = this.#events.besideDriver();
     // Without EVENT_IDX a driver that is at work can't say so, and would be called for each.
-    const early = besideDriver && queue.eventIdx;
+    const early = besideDriver && queue.eventIdx && this.#events.returnsEarly();
     let left = besideDriver ? MOST_IN_TURN : Infinity;
     const { popped } = queue.counters;
     // While we look anyway, a notification would be an exit for nothing.

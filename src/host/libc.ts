@@ -50,6 +50,7 @@ const SYMBOLS = {
   sendmsg: { parameters: ["i32", "pointer", "i32"], result: "i32" },
   recvmsg: { parameters: ["i32", "pointer", "i32"], result: "i32" },
   poll: { parameters: ["buffer", "u64", "i32"], result: "i32" },
+  getrusage: { parameters: ["i32", "buffer"], result: "i32" },
   sysconf: { parameters: ["i32"], result: "i64" },
   fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
   fcntlStructure: { name: "fcntl", parameters: ["i32", "i32", "buffer"], result: "i32" },

@@ -14,6 +14,7 @@ import { Crash } from "./crash.ts";
 import { Figures } from "./figures.ts";
 import { Loop } from "./loop.ts";
 import { Observers, type Tell } from "./observers.ts";
+import { Pace } from "./pace.ts";
 import { QueueThreads } from "./queue_threads.ts";
 import { resizeServed } from "./resize.ts";
 import { ServedImage } from "./served_image.ts";
@@ -50,6 +51,7 @@ async function serveImage(
   const device = new BlkDevice(image, start.device, { ...observers.device, crashed: crash.note });
   const otherFigures = start.otherFigures.map((memory) => new Figures(memory));
   if (otherFigures.length > 0) served.checkDivisible(device);
+  const pace = new Pace(device);
   const watches = new Watches(engine);
   const host = new UringHost(engine, watches);
   const others = new QueueThreads(otherFigures.length, watches);
@@ -108,6 +110,7 @@ async function serveImage(
       inFlight: () => device.inFlightCount,
       look: () => device.poll(),
       endLooking: () => device.endPolling(),
+      turned: () => pace.turned(),
       mustPoll: () => host.polls,
       poll: () => host.pollRings(),
     });

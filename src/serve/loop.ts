@@ -25,6 +25,8 @@ export interface Work {
   look(): boolean;
   /** Leaves it to the drivers to notify from here on, and returns whether all that is there was started. */
   endLooking(): boolean;
+  /** Hears of each turn that found something, and of each that is the last before a sleep. */
+  turned(): void;
   /** Rings that nobody gives notice of. */
   mustPoll(): boolean;
   poll(): void;
@@ -70,12 +72,14 @@ export class Loop {
         engine.pollOnce(0);
       } else if (patience.isLeft) {
         const found = work.look();
+        if (found) work.turned();
         if (engine.pollOnce(0) > 0 || found) patience.found();
         else pause();
       } else if (work.endLooking()) {
         // What was found then is carried out, and its calls are submitted with the wait.
         await this.#settle(work);
         // Meanwhile a queue may have gone on that was held, and found more than fits into a turn; or all may be over.
+        work.turned();
         const canSleep = !work.isOver() && work.endLooking() && (!work.isBusy() || engine.active > 0);
         if (canSleep) patience.sleep(() => engine.pollOnce(-1));
         else engine.pollOnce(0);

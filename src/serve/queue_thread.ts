@@ -12,6 +12,7 @@ import { Crash } from "./crash.ts";
 import { HandedOver } from "./handed_over.ts";
 import { Loop } from "./loop.ts";
 import { Observers, type Tell } from "./observers.ts";
+import { Pace } from "./pace.ts";
 import { ServedImage } from "./served_image.ts";
 import type { QueueThreadStart, ThreadNews } from "./thread_start.ts";
 import { UringHost } from "./uring_host.ts";
@@ -59,6 +60,7 @@ async function serveImage(
 ): Promise<void> {
   const crash = new Crash();
   const device = new BlkDevice(image, start.device, { ...observers.device, crashed: crash.note });
+  const pace = new Pace(device);
   const watches = new Watches(engine);
   const host = new UringHost(engine, watches);
   const backEnd = new VhostUserBackEnd(device, host, observers.session, "first");
@@ -98,6 +100,7 @@ async function serveImage(
       inFlight: () => device.inFlightCount,
       look: () => device.poll(),
       endLooking: () => device.endPolling(),
+      turned: () => pace.turned(),
       mustPoll: () => host.polls,
       poll: () => host.pollRings(),
     });

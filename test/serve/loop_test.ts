@@ -27,6 +27,7 @@ class FakeWork implements Work {
   inFlight = () => 0;
   look = (): boolean => this.#note("look", false);
   endLooking = (): boolean => this.#note("endLooking", true);
+  turned = (): void => {};
   mustPoll = () => this.polled;
   poll = (): void => void this.#note("poll", true);
 

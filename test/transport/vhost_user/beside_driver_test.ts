@@ -10,9 +10,10 @@ import { FrontEnd, LAYOUTS, TestGuest } from "./front_end.ts";
 import { ALL, filledDisk, Rig, turn } from "./rig.ts";
 
 /** Adds reads, kicks once, and returns how many answers the driver had seen as each of them was carried out. */
-function seenDuring(options: { layout: "split" | "packed"; eventIdx: boolean; requests: number }) {
-  const { requests, ...of } = options;
+function seenDuring(options: { layout: "split" | "packed"; eventIdx: boolean; requests: number; early?: boolean }) {
+  const { requests, early = true, ...of } = options;
   const rig = new Rig();
+  rig.device.returnsEarly = early;
   const guest = new TestGuest({ ...of, size: 256 });
   guest.start(rig.connect(), ALL);
   const seen: number[] = [];
@@ -36,6 +37,11 @@ for (const layout of LAYOUTS) {
 
   Deno.test(`${layout} ring: a driver without EVENT_IDX, which can't say that it is at work, is called once for all`, () => {
     const { seen, calls } = seenDuring({ layout, eventIdx: false, requests: 4 });
+    assertEquals([seen, calls], [[0, 0, 0, 0], 1]);
+  });
+
+  Deno.test(`${layout} ring: a driver whose device returns nothing early sees all requests of a turn at its end`, () => {
+    const { seen, calls } = seenDuring({ layout, eventIdx: true, requests: 4, early: false });
     assertEquals([seen, calls], [[0, 0, 0, 0], 1]);
   });
 
