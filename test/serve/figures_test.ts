@@ -80,6 +80,7 @@ function made(): Figures {
   const figures = new Figures();
   figures.set({ batches: 5, published: 20, kicks: 6, calls: 4, callsSuppressed: 1, sizeBytes: 1048576 });
   figures.set({ started: 10, depthSum: 25, inFlight: 3, tableHits: 99, tableMisses: 1, frontEnds: 2, connected: 1 });
+  figures.set({ replayed: 7 });
   const [read] = figures.kinds(true);
   for (const nanoseconds of [500, 1500, 3_000_000]) read.latency.add(nanoseconds);
   return figures;
@@ -112,6 +113,7 @@ Deno.test("metricsText() is what Prometheus reads: typed families, escaped label
   assertEquals([edges[0], edges.at(-1)], [1.024e-6, 17.179869184]);
   assertEquals(values(/^vblk_request_duration_seconds_sum\{kind="read"\} (\S+)$/), [0.003002]);
   assertEquals(values(/^vblk_table_cache_misses_total (\d+)$/), [1]);
+  assertEquals(values(/^vblk_requests_replayed_total (\d+)$/), [7]);
   // A rate needs a first value.
   assertEquals(values(/^vblk_requests_total\{kind="write",result="ok"\} (\d+)$/), [0]);
 });
@@ -126,10 +128,11 @@ Deno.test("servedLines() prints a row for each kind, and speeds since the last t
   assertEquals(rest.slice(2), [
     "depth: 2.5 requests in flight on average as one started",
     "rings: 20 buffers in 5 batches (4.0 each), 6 kicks, 4 calls sent, 1 suppressed; 3 in flight",
+    "replayed: 7 requests that were in flight as the process before this one ended",
     "tables: 99 found in memory, 1 read",
   ]);
   // What only the rings count is shown without the others.
-  assertEquals(servedLines({ ...report, kinds: [] }, 12).length, 3);
+  assertEquals(servedLines({ ...report, kinds: [] }, 12).length, 4);
 });
 
 Deno.test("the numbers of several threads are added up, but for those of the disk and of front-ends", async () => {

@@ -7,7 +7,7 @@ import { DescriptorList } from "../../src/host/socket_message.ts";
 import { close, libc, memfdCreate, O, open, POLL, poll } from "../../src/host/libc.ts";
 import { vblk } from "../cli/vblk.ts";
 import { Folder } from "../storage/support.ts";
-import { regionTable, u64 } from "../transport/vhost_user/front_end.ts";
+import { regionTable, u64, vringAddress, vringState } from "../transport/vhost_user/front_end.ts";
 import {
   ALL,
   assertServes,
@@ -332,6 +332,18 @@ const UNSHARED: readonly (readonly [name: string, make: (folder: Folder) => numb
   ["something that can't be mapped", () => libc().eventfd(0, 0x80000)],
   ["a file that is too short", () => memfdCreate("short", 4096)],
 ];
+
+watching("a ring in memory of which nothing was told: the hint says what QEMU needs", async () => {
+  await using served = await Served.start([]);
+  using front = new FrontEnd(served.socket);
+  front.send("SET_PROTOCOL_FEATURES", u64(ALL));
+  front.good("SET_FEATURES", u64(1n << 32n | 1n << 30n));
+  front.good("SET_VRING_NUM", vringState(0, 8));
+  const { payload: answer } = front.ask("SET_VRING_ADDR", vringAddress(0, { desc: 0, driver: 4096, device: 8192 }));
+  assertEquals(answer[0], 1, "it was taken");
+  const { stderr } = await served.process.stop();
+  assertMatch(stderr, /^vblk: .*\nhint: .*-object memory-backend-memfd,share=on.*\n$/);
+});
 
 for (const [name, make] of UNSHARED) {
   for (const message of ["SET_MEM_TABLE", "ADD_MEM_REG"] as const) {
