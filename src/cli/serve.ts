@@ -112,14 +112,14 @@ async function deviceOptions(devices: readonly string[]): Promise<Partial<BlkOpt
 /** Asks the environment only when it is needed: it takes a permission. */
 function passedSockets(socketPath: string | null): ThreadStart["passed"] {
   if (socketPath !== null) return { pid: undefined, count: undefined };
+  const unnamed = "serve: no socket was named";
   try {
-    return { pid: Deno.env.get("LISTEN_PID"), count: Deno.env.get("LISTEN_FDS") };
+    const count = Deno.env.get("LISTEN_FDS");
+    if (count === undefined) throw new UsageError(unnamed, "give --vhost-user SOCKET");
+    return { pid: Deno.env.get("LISTEN_PID"), count };
   } catch (error) {
     if (!(error instanceof Deno.errors.NotCapable)) throw error;
-    throw new UsageError(
-      "serve: no socket was named",
-      "give --vhost-user SOCKET, or --allow-env for one that systemd passes",
-    );
+    throw new UsageError(unnamed, "give --vhost-user SOCKET, or --allow-env for one that systemd passes");
   }
 }
 

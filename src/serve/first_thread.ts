@@ -5,6 +5,7 @@
  */
 
 import { BlkDevice } from "../blk/device.ts";
+import { SocketPathError } from "../host/unix_address.ts";
 import { UnixServer } from "../host/unix_socket.ts";
 import { UringEngine } from "../storage/uring_engine.ts";
 import { VhostUserBackEnd } from "../transport/vhost_user/back_end.ts";
@@ -57,7 +58,9 @@ async function serveImage(
   const others = new QueueThreads(otherFigures.length, watches);
   const backEnd = new VhostUserBackEnd(device, host, observers.session, otherFigures.length === 0 ? null : others);
   const listener = start.socketPath === null ? UnixServer.adopt(start.passed) : UnixServer.listen(start.socketPath);
-  if (listener === null) throw new Error("no socket was passed to this process (LISTEN_FDS)");
+  if (listener === null) {
+    throw new SocketPathError("No socket was passed to this process (LISTEN_PID)", "give --vhost-user SOCKET");
+  }
   let stopping: Promise<void> | null = null;
   const stop = () => {
     // The others last: what they have in flight is drained with what is in flight here.

@@ -28,6 +28,14 @@ starting("a device that can't be made or served is refused, before anything is o
   }
 });
 
+starting("without a socket, named or passed, it says what to give", async () => {
+  using folder = new Folder();
+  await using process = new ServeProcess([folder.file("none")]);
+  const { code, stdout, stderr } = await process.end();
+  assertEquals([code, stdout], [2, ""], stderr);
+  assertMatch(stderr, /^vblk: serve: no socket was named\nhint: give --vhost-user SOCKET/);
+});
+
 starting("256 queues are served, the last as the first", async () => {
   using folder = new Folder();
   const [image, socket] = [folder.file("disk.img", new Uint8Array(1 << 20)), folder.file("vm.sock")];
