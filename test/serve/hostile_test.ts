@@ -24,6 +24,7 @@ import {
   vringAddress,
   vringState,
 } from "../transport/vhost_user/front_end.ts";
+import { likelyPayload } from "../transport/vhost_user/random_messages.ts";
 import { ALL, assertServes, FrontEnd, Guest, IOERR, OK, requiresServe, ServeProcess, TYPE, USER_BASE } from "./rig.ts";
 
 /** A process that must be, after a test, what it was before. */
@@ -492,46 +493,6 @@ hostile(
   },
 );
 
-/** Payloads that may well be right. */
-function payloadFor(name: RequestName, random: Random, guest: Guest): Uint8Array {
-  const queue = random.below(random.oneIn(5) ? 300 : 2);
-  const place = () =>
-    random.oneIn(2) ? guest.region : {
-      guest: random.pick([0, 0x4000_0000, 0x9000_0000, 2n ** 64n - 4096n]),
-      size: random.pick([0, 1, 4096, 4099, 1 << 17, 2n ** 40n, 2n ** 63n]),
-      user: random.pick([0, USER_BASE, 0x1000, 2n ** 64n - 1n]),
-      offset: random.pick([0, 0, 4096, 1, 2n ** 63n]),
-    };
-  const states = [0, 1, 7, 16, 0x8000_8000, random.next()];
-  const rows: Partial<Record<RequestName, () => Uint8Array>> = {
-    SET_FEATURES: () =>
-      u64(random.pick([guest.features, guest.features | 1n << 26n, guest.features & ~(1n << 30n), 0n])),
-    SET_PROTOCOL_FEATURES: () => u64(random.pick([ALL, ALL, ALL & ~8n, 2n ** 64n - 1n])),
-    SET_MEM_TABLE: () => regionTable(...Array.from({ length: random.between(1, 3) }, place)),
-    ADD_MEM_REG: () => oneRegion(place()),
-    REM_MEM_REG: () => oneRegion(place()),
-    SET_LOG_BASE: () => u64s(random.pick([0, 0x8005, 0x9000, 2n ** 63n]), random.pick([0, 4096, 3])),
-    SET_VRING_NUM: () => vringState(queue, random.pick([guest.size, guest.size, ...states])),
-    SET_VRING_BASE: () => vringState(queue, random.pick([0x8000_8000, 0, ...states])),
-    GET_VRING_BASE: () => vringState(queue, 0),
-    SET_VRING_ENABLE: () => vringState(queue, random.pick([0, 1, 1, 2])),
-    SET_VRING_ADDR: () => {
-      const at = guest.userAddresses(queue % 2);
-      const bent = random.oneIn(4) ? { ...at, desc: at.desc + random.below(0x2_0000) } : at;
-      return vringAddress(queue, bent, random.below(2), random.pick([0, 0x4000_0000, 2n ** 64n - 1n]));
-    },
-    SET_VRING_KICK: () => u64(queue | random.pick([0, 0, 0x100, 0x1000])),
-    SET_VRING_CALL: () => u64(queue | random.pick([0, 0, 0x100])),
-    SET_VRING_ERR: () => u64(queue | random.pick([0, 0, 0x100])),
-    GET_CONFIG: () => config(random.below(64), new Array<number>(random.below(64)).fill(0)),
-    SET_CONFIG: () => config(random.pick([32, 0, random.next()]), [random.below(2)], random.below(2)),
-    GET_INFLIGHT_FD: () => inflight(0, 0, random.below(4), random.pick([16, 0, 40000])),
-    SET_INFLIGHT_FD: () => inflight(random.pick([8192, 0, 1 << 20]), random.pick([0, 0, 4096]), random.below(4), 16),
-    SET_STATUS: () => u64(random.pick([0, 15, 255, 256])),
-  };
-  return rows[name]?.() ?? new Uint8Array(0);
-}
-
 /** Oddities that many sessions share. They fill: whoever writes to them without end waits for ever in the end. */
 class OdditySet implements Disposable {
   /** After fewer than 255 of these writes no eventfd's counter is full, and no socket. */
@@ -586,7 +547,7 @@ hostile("no sequence of messages with any descriptors breaks it", async (victim)
       if (!random.oneIn(4)) guest.start(front, random.oneIn(2));
       for (let step = 0; step < 60; step++) {
         const name = random.pick(names);
-        const payload = payloadFor(name, random, guest);
+        const payload = likelyPayload(name, random, guest);
         if (random.oneIn(40) && payload.byteLength > 0) payload[random.below(payload.byteLength)] = random.next();
         const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
         const row = MESSAGES[name];

@@ -19,20 +19,24 @@ import {
 } from "./front_end.ts";
 import { ALL } from "./rig.ts";
 
-/** A payload that may well be right. */
-function payload(name: RequestName, random: Random, guest: TestGuest): Uint8Array {
+/** A payload that may well be right for a guest. */
+export function likelyPayload(
+  name: RequestName,
+  random: Random,
+  guest: Pick<TestGuest, "region" | "features" | "size" | "userAddresses">,
+): Uint8Array {
   const queue = random.below(random.oneIn(5) ? 300 : 2);
   const place = () =>
     random.oneIn(2) ? guest.region : {
       guest: random.pick([0, 0x4000_0000, 0x9000_0000, 2n ** 64n - 4096n]),
-      size: random.pick([0, 1, 4096, 4099, 1 << 17, 2n ** 63n]),
+      size: random.pick([0, 1, 4096, 4099, 1 << 17, 2n ** 40n, 2n ** 63n]),
       user: random.pick([0, USER_BASE, 0x1000, 2n ** 64n - 1n]),
       offset: random.pick([0, 0, 4096, 1, 2n ** 63n]),
     };
   const states = [0, 1, 7, 16, 0x8000_8000, random.next()];
   const rows: Partial<Record<RequestName, () => Uint8Array>> = {
     SET_FEATURES: () =>
-      u64(random.pick([guest.features, guest.features | 1n << 26n, guest.features & ~(1n << 30n), 0])),
+      u64(random.pick([guest.features, guest.features | 1n << 26n, guest.features & ~(1n << 30n), 0n])),
     SET_PROTOCOL_FEATURES: () => u64(random.pick([ALL, ALL, ALL & ~8n, 2n ** 64n - 1n])),
     SET_MEM_TABLE: () => regionTable(...Array.from({ length: random.between(1, 3) }, place)),
     ADD_MEM_REG: () => oneRegion(place()),
@@ -53,7 +57,10 @@ function payload(name: RequestName, random: Random, guest: TestGuest): Uint8Arra
     GET_CONFIG: () => config(random.below(64), new Array<number>(random.below(64)).fill(0)),
     SET_CONFIG: () => config(random.pick([32, 0, random.next()]), [random.below(2)], random.below(2)),
     GET_INFLIGHT_FD: () => inflight(0, 0, random.below(4), random.pick([16, 0, 40000])),
-    SET_INFLIGHT_FD: () => inflight(random.pick([8192, 0, 2n ** 62n] as number[]), 0, random.below(4), 16),
+    SET_INFLIGHT_FD: () => {
+      const sizeBytes = random.pick([8192, 0, 1 << 20, 2n ** 62n] as number[]);
+      return inflight(sizeBytes, random.pick([0, 0, 4096]), random.below(4), 16);
+    },
     SET_STATUS: () => u64(random.pick([0, 15, 255, 256])),
   };
   return rows[name]?.() ?? new Uint8Array(0);
@@ -80,7 +87,7 @@ const SET_UP = EVERY.filter((name) => /VRING|MEM|FEATURES/.test(name));
 /** Sends one. */
 export function randomMessage(front: FrontEnd, random: Random, guest: TestGuest): void {
   const name = random.pick(random.oneIn(2) ? EVERY : SET_UP);
-  let bytes = payload(name, random, guest);
+  let bytes = likelyPayload(name, random, guest);
   const bend = random.below(12);
   if (bend === 0) bytes = random.bytes(random.below(300));
   if (bend === 1 && bytes.byteLength > 0) bytes[random.below(bytes.byteLength)] = random.next();
