@@ -400,7 +400,9 @@ Deno.test({
     const worker = new Worker(new URL("flood_worker.ts", import.meta.url), { type: "module" });
     const sent = new Int32Array(new SharedArrayBuffer(4));
     worker.postMessage({ descriptor: front.socket.descriptor, bytes, count: sent.buffer } satisfies FloodStart);
+    const end = performance.now() + 60_000;
     const reads = async (count: number) => {
+      assert(performance.now() < end, `the flood has come to a stop after ${Atomics.load(sent, 0)} times`);
       for (let i = 0; i < count; i++) assertEquals(guest.run(TYPE.read, 0, 512), OK);
       // The worker may have to be started by this thread.
       await new Promise((resolve) => setTimeout(resolve, 0));
